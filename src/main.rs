@@ -1,0 +1,5 @@
+//! The `histokern` command: everything is in [`histokern::cli`].
+
+fn main() -> std::process::ExitCode {
+    histokern::cli::main()
+}
