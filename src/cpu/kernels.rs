@@ -1,0 +1,308 @@
+//! The instruction sets and, for each, its table of inner loops.
+//!
+//! A [`Kernels`] can only be had from [`Kernels::of`], which asks the processor first: holding one
+//! is the proof that its functions may be called.
+
+use super::vector::{self, Finish, tile};
+use crate::error::{Error, Result};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use std::fmt;
+
+/// The largest depth of a tile: links of a chain computed between two stores of its partial sum.
+pub(super) const MAX_DEPTH: usize = 256;
+/// The most columns of a block of sums.
+pub(super) const MAX_COLUMNS: usize = 256;
+/// Elements between rows of packed activations. The odd cache line keeps rows in different sets.
+pub(super) const A_PITCH: usize = MAX_DEPTH + 16;
+/// Elements between rows of a block of sums.
+pub(super) const C_PITCH: usize = MAX_COLUMNS + 16;
+/// The most rows of a block.
+pub(super) const MAX_ROWS: usize = 112;
+
+/// An instruction set with fused multiply-add on f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// x86-64 with AVX-512 F, BW and VL.
+    Avx512,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// aarch64.
+    Neon,
+    /// Any processor; without fused multiply-add in hardware it is slow.
+    Portable,
+}
+
+impl Isa {
+    /// Every instruction set, the widest first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+
+    /// Whether this processor has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            Isa::Portable => true,
+            #[allow(unreachable_patterns, reason = "which sets remain depends on the target")]
+            _ => false,
+        }
+    }
+
+    /// The widest instruction set of this processor.
+    pub fn detect() -> Isa {
+        Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
+    }
+
+    /// The instruction set named by the environment variable `HISTOKERN_CPU`, if it is set.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] for an unknown name. Whether the processor has it is checked by
+    /// [`super::CpuBackend::new`].
+    pub fn from_env() -> Result<Option<Isa>> {
+        match std::env::var_os("HISTOKERN_CPU") {
+            None => Ok(None),
+            Some(name) => Isa::named(&name.to_string_lossy()).map(Some),
+        }
+    }
+
+    /// The instruction set of a name, as printed.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] for an unknown name.
+    pub fn named(name: &str) -> Result<Isa> {
+        Isa::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
+            let known = Isa::ALL.map(|isa| isa.to_string()).join(", ");
+            Error::usage(format!("HISTOKERN_CPU: no instruction set {name:?}; one of {known}"))
+        })
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Portable => "portable",
+        })
+    }
+}
+
+/// See [`tile`].
+type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, bool);
+
+/// The inner loops of one instruction set.
+pub(super) struct Kernels {
+    pub isa: Isa,
+    /// Columns of every tile: filters computed together.
+    pub columns: usize,
+    /// Tiles by their number of rows, ascending.
+    tiles: &'static [(usize, Tile)],
+    widen: unsafe fn(&[f16], &mut [f32]),
+    narrow: unsafe fn(&[f32], &mut [f16]),
+    finish: unsafe fn(&mut [f32], &Finish<'_>),
+}
+
+impl Kernels {
+    /// The kernels of an instruction set.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when this processor does not have it.
+    pub fn of(isa: Isa) -> Result<&'static Kernels> {
+        if !isa.is_available() {
+            return Err(Error::usage(format!("this processor does not have {isa}")));
+        }
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Ok(&AVX512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Ok(&AVX2),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Ok(&NEON),
+            _ => Ok(&PORTABLE),
+        }
+    }
+
+    /// Rows of the largest tile: blocks are cut into multiples of it.
+    pub fn rows(&self) -> usize {
+        self.tiles[self.tiles.len() - 1].0
+    }
+
+    /// `c (+)= a b` for `rows` rows of `a` and one panel of `b` (`[depth][columns]`), through the
+    /// tiles that fit best. Rows of `a` and `c` up to the next whole tile are touched as well. `b` and
+    /// `c` must be aligned to the tile's columns.
+    pub fn multiply(&self, a: &[f32], b: &[f32], rows: usize, c: &mut [f32], first: bool) {
+        let depth = b.len() / self.columns;
+        let aligned = |x: &[f32]| (x.as_ptr() as usize).is_multiple_of(4 * self.columns.min(16));
+        assert!(depth <= MAX_DEPTH && aligned(b) && aligned(c));
+        let mut row = 0;
+        while row < rows {
+            let (height, tile) = (self.tiles.iter())
+                .find(|(height, _)| *height >= rows - row)
+                .unwrap_or(&self.tiles[self.tiles.len() - 1]);
+            let a = &a[row * A_PITCH..(row + height) * A_PITCH];
+            let c = &mut c[row * C_PITCH..][..(height - 1) * C_PITCH + self.columns];
+            // SAFETY: the processor has the instruction set (see the module), the slices just taken
+            // and `depth` bound what a tile of this height touches, and all pitches keep the
+            // alignment.
+            unsafe { tile(a.as_ptr(), b.as_ptr(), depth, c.as_mut_ptr(), first) };
+            row += height;
+        }
+    }
+
+    /// f16 to f32, exactly, for equally long slices.
+    pub fn widen(&self, from: &[f16], to: &mut [f32]) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.widen)(from, to) }
+    }
+
+    /// f32 to f16, to nearest even, for equally long slices.
+    pub fn narrow(&self, from: &[f32], to: &mut [f16]) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.narrow)(from, to) }
+    }
+
+    /// `act(fma(sum, scale, bias) + residual)` in place.
+    pub fn finish(&self, sums: &mut [f32], with: &Finish<'_>) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.finish)(sums, with) }
+    }
+}
+
+/// Compiles the loops of [`vector`] for an instruction set.
+macro_rules! compiled {
+    ($features:literal, $tile:ident, $finish:ident, $register:ty, $vectors:literal) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<const MR: usize>(
+            a: *const f32,
+            b: *const f32,
+            depth: usize,
+            c: *mut f32,
+            first: bool,
+        ) {
+            // SAFETY: the caller's; the features are enabled here.
+            unsafe { tile::<$register, MR, $vectors>(a, b, depth, c, first) }
+        }
+
+        #[target_feature(enable = $features)]
+        fn $finish(sums: &mut [f32], with: &Finish<'_>) {
+            vector::finish(sums, with);
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+compiled!(
+    "avx512f,avx512bw,avx512vl,avx2,fma,f16c",
+    tile_avx512,
+    finish_avx512,
+    std::arch::x86_64::__m512,
+    2
+);
+#[cfg(target_arch = "x86_64")]
+static AVX512: Kernels = Kernels {
+    isa: Isa::Avx512,
+    columns: 32,
+    tiles: &[
+        (1, tile_avx512::<1>),
+        (4, tile_avx512::<4>),
+        (8, tile_avx512::<8>),
+        (14, tile_avx512::<14>),
+    ],
+    widen: vector::x86::widen_avx512,
+    narrow: vector::x86::narrow_avx512,
+    finish: finish_avx512,
+};
+
+#[cfg(target_arch = "x86_64")]
+compiled!("avx2,fma,f16c", tile_avx2, finish_avx2, std::arch::x86_64::__m256, 2);
+#[cfg(target_arch = "x86_64")]
+static AVX2: Kernels = Kernels {
+    isa: Isa::Avx2,
+    columns: 16,
+    tiles: &[(1, tile_avx2::<1>), (3, tile_avx2::<3>), (6, tile_avx2::<6>)],
+    widen: vector::x86::widen_avx2,
+    narrow: vector::x86::narrow_avx2,
+    finish: finish_avx2,
+};
+
+#[cfg(target_arch = "aarch64")]
+compiled!("neon", tile_neon, finish_neon, std::arch::aarch64::float32x4_t, 4);
+#[cfg(target_arch = "aarch64")]
+static NEON: Kernels = Kernels {
+    isa: Isa::Neon,
+    columns: 16,
+    tiles: &[(1, tile_neon::<1>), (3, tile_neon::<3>), (6, tile_neon::<6>)],
+    widen: |from, to| from.convert_to_f32_slice(to),
+    narrow: |from, to| to.convert_from_f32_slice(from),
+    finish: finish_neon,
+};
+
+static PORTABLE: Kernels = Kernels {
+    isa: Isa::Portable,
+    columns: 8,
+    tiles: &[(1, tile::<f32, 1, 8>), (4, tile::<f32, 4, 8>)],
+    widen: |from, to| from.convert_to_f32_slice(to),
+    narrow: |from, to| to.convert_from_f32_slice(from),
+    finish: vector::finish,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for isa in Isa::ALL {
+            assert_eq!(Isa::named(&isa.to_string()).unwrap(), isa);
+        }
+        assert!(Isa::named("sse").unwrap_err().to_string().contains("portable"));
+        let missing = if cfg!(target_arch = "x86_64") { Isa::Neon } else { Isa::Avx2 };
+        assert!(Kernels::of(missing).is_err());
+    }
+
+    #[test]
+    fn conversions_agree_with_half_on_every_length() {
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|h| !h.is_nan()).collect();
+        // Ties, subnormals, overflow and their neighbours.
+        let steps = |h: &f16| {
+            [-4096i32, -4095, 0, 4095, 4096].map(|d| h.to_f32().to_bits().wrapping_add_signed(d))
+        };
+        let floats: Vec<f32> =
+            (halves.iter().flat_map(steps).map(f32::from_bits)).filter(|x| !x.is_nan()).collect();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let kernels = Kernels::of(isa).unwrap();
+            let mut wide = vec![0f32; halves.len()];
+            kernels.widen(&halves, &mut wide);
+            assert!(wide.iter().zip(&halves).all(|(w, h)| w.to_bits() == h.to_f32().to_bits()));
+            let mut narrow = vec![f16::ZERO; floats.len()];
+            kernels.narrow(&floats, &mut narrow);
+            for (n, x) in narrow.iter().zip(&floats) {
+                assert_eq!(n.to_bits(), f16::from_f32_const(*x).to_bits(), "{isa} {x:e}");
+            }
+            for length in 0..40 {
+                let mut to = vec![7f32; length + 1];
+                kernels.widen(&halves[100..100 + length], &mut to[..length]);
+                assert_eq!(to[..length], wide[100..100 + length], "{isa} {length}");
+                assert_eq!(to[length], 7.0);
+                let mut to = vec![f16::ONE; length + 1];
+                kernels.narrow(&floats[900..900 + length], &mut to[..length]);
+                assert_eq!(to[..length], narrow[900..900 + length], "{isa} {length}");
+                assert_eq!(to[length], f16::ONE);
+            }
+        }
+    }
+}

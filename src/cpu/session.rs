@@ -1,0 +1,275 @@
+//! A graph readied on this backend: layers with packed weights, and one arena.
+
+use super::bag::{AttentionPool, AttentionScore, RowDot};
+use super::conv::Conv;
+use super::copy::{Copy, Flatten, Normalize};
+use super::kernels::{Kernels, MAX_ROWS};
+use super::layer::{Layer, Scratch, Site};
+use super::matmul::Block;
+use super::memory::{Aligned, Machine, Sink, View};
+use super::norm::BatchNorm;
+use super::pool::Pool;
+use super::team::Team;
+use crate::backend::{Input, Session};
+use crate::error::{Error, Result};
+use crate::graph::plan::{Plan, extent};
+use crate::graph::{Graph, Op, Step, TensorId, check_run};
+use half::f16;
+use std::sync::{Arc, Mutex};
+
+/// A graph on the CPU.
+pub(super) struct CpuSession {
+    graph: Arc<Graph>,
+    plan: Plan,
+    layers: Vec<Box<dyn Layer>>,
+    kernels: &'static Kernels,
+    team: Arc<Team>,
+    scratch: Vec<Mutex<Scratch>>,
+    row_scratch: Mutex<Aligned<f32>>,
+    row_scratch_len: usize,
+    arena: Aligned<f16>,
+    bags: Aligned<f16>,
+    max_rows: usize,
+}
+
+impl CpuSession {
+    pub fn new(
+        graph: Arc<Graph>,
+        plan: Plan,
+        kernels: &'static Kernels,
+        team: Arc<Team>,
+        max_rows: usize,
+    ) -> Result<CpuSession> {
+        let layers: Vec<Box<dyn Layer>> =
+            graph.steps.iter().map(|step| layer(&graph, step, kernels)).collect();
+        let hidden = layers.iter().map(|l| l.hidden()).max().unwrap_or(0);
+        let scratch =
+            || Mutex::new(Scratch { block: Block::new(), hidden: vec![0.0; hidden * MAX_ROWS] });
+        let row_scratch_len = (layers.iter().zip(&graph.steps))
+            .map(|(layer, step)| layer.row_scratch(graph.shape(step.inputs[0]).channels()))
+            .max()
+            .unwrap_or(0);
+        let mut session = CpuSession {
+            scratch: (0..team.threads()).map(|_| scratch()).collect(),
+            row_scratch: Mutex::new(Aligned::empty()),
+            row_scratch_len,
+            arena: Aligned::empty(),
+            bags: Aligned::empty(),
+            max_rows: 0,
+            graph,
+            plan,
+            layers,
+            kernels,
+            team,
+        };
+        session.bags.grow(Some(session.plan.bag_elements))?;
+        session.reserve(max_rows)?;
+        Ok(session)
+    }
+}
+
+/// The tensors of one run.
+struct Frame<'a> {
+    session: &'a CpuSession,
+    rows: usize,
+    /// The arena of rows and the arena of bags.
+    bases: [*mut f16; 2],
+    /// Graph outputs, in order.
+    returned: Vec<*mut f32>,
+}
+
+impl Frame<'_> {
+    /// Positions of a tensor, of all rows together.
+    fn positions(&self, id: TensorId) -> usize {
+        let shape = self.session.graph.shape(id);
+        if shape.is_bag() { shape.pixels() } else { self.rows * shape.pixels() }
+    }
+
+    /// The first element of a tensor in its arena, and its pitch.
+    fn locate(&self, id: TensorId) -> Option<(*mut f16, usize)> {
+        let CpuSession { plan, graph, .. } = self.session;
+        let place = plan.place(id)?;
+        let start = place.start(self.rows);
+        let length = (self.positions(id) - 1) * place.pitch + graph.shape(id).channels();
+        let room = if place.bag { plan.bag_elements } else { plan.row_elements * self.rows };
+        assert!(start + length <= room, "the plan does not fit the arena");
+        // SAFETY: inside the arena, by the line above and because `rows <= max_rows`.
+        Some((unsafe { self.bases[usize::from(place.bag)].add(start) }, place.pitch))
+    }
+
+    /// A tensor to write: in the arena, in a graph output, or both.
+    fn sink(&self, id: TensorId) -> Sink {
+        let graph = &self.session.graph;
+        let (root, channels) = extent(graph, id);
+        let returned = graph.outputs.iter().zip(&self.returned).find_map(|(&output, &base)| {
+            let (of, range) = extent(graph, output);
+            let inside = of == root && range.start <= channels.start && channels.end <= range.end;
+            // SAFETY: `check_run` saw that an output holds all channels of its positions.
+            inside.then(|| (unsafe { base.add(channels.start - range.start) }, range.len()))
+        });
+        // SAFETY: both destinations are inside memory that the run borrows exclusively. Steps run
+        // one after another, a step does not read what it overwrites, and the plan keeps apart
+        // what is alive together.
+        unsafe { Sink::new(self.positions(id), channels.len(), self.locate(id), returned) }
+    }
+
+    /// A tensor to read.
+    fn view(&self, id: TensorId) -> Option<View> {
+        let (base, pitch) = self.locate(id)?;
+        let channels = self.session.graph.shape(id).channels();
+        // SAFETY: as above: nothing writes these elements while the step that reads them runs.
+        Some(unsafe { View::new(base, self.positions(id), channels, pitch) })
+    }
+}
+
+/// The layer of a step.
+fn layer(graph: &Graph, step: &Step, kernels: &'static Kernels) -> Box<dyn Layer> {
+    match step.op {
+        Op::Normalize { mean, std } => Box::new(Normalize::new(mean, std)),
+        Op::Conv2d { .. } | Op::Linear { .. } => Box::new(Conv::new(graph, step, kernels)),
+        Op::BatchNorm { gamma, beta, eps, act } => {
+            Box::new(BatchNorm::new(graph, kernels, [gamma, beta], eps, act))
+        }
+        Op::MaxPool { .. } | Op::AvgPool { .. } | Op::AdaptiveAvgPool { .. } => {
+            Box::new(Pool::new(graph, step))
+        }
+        Op::Flatten => Box::new(Flatten),
+        Op::AttentionScore { v, u, w } => Box::new(AttentionScore::new(graph, kernels, v, u, w)),
+        Op::AttentionPool => Box::new(AttentionPool { kernels }),
+        Op::RowDot { weight, bias } => Box::new(RowDot::new(graph, kernels, weight, bias)),
+        Op::Copy => Box::new(Copy),
+    }
+}
+
+impl Session for CpuSession {
+    fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    fn reserve(&mut self, rows: usize) -> Result<()> {
+        if rows <= self.max_rows {
+            return Ok(());
+        }
+        let what = || format!("{}: {rows} rows", self.graph.name);
+        let activations = self.plan.row_elements.checked_mul(rows);
+        let weights = self.row_scratch_len.checked_mul(rows);
+        let row_scratch = self.row_scratch.get_mut().unwrap_or_else(|p| p.into_inner());
+        self.arena.grow(activations).map_err(|e| e.context(what()))?;
+        row_scratch.grow(weights).map_err(|e| e.context(what()))?;
+        self.max_rows = rows;
+        Ok(())
+    }
+
+    fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()> {
+        check_run(&self.graph, rows, inputs, outputs)?;
+        if rows > self.max_rows {
+            let (name, room) = (&self.graph.name, self.max_rows);
+            return Err(Error::usage(format!("{name}: {rows} rows, room for {room}")));
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let frame = Frame {
+            rows,
+            bases: [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()],
+            returned: outputs.iter_mut().map(|o| o.as_mut_ptr()).collect(),
+            session: self,
+        };
+        let on = Machine { kernels: self.kernels, team: &self.team, scratch: &self.scratch };
+        for (&id, input) in self.graph.inputs.iter().zip(inputs) {
+            let Input::Values(values) = *input else { continue };
+            let c = self.graph.shape(id).channels();
+            frame.sink(id).fill(&on, [4096, c], |part, _| {
+                for position in part.positions.clone() {
+                    part.put(position, 0, &values[position * c..][..c]);
+                }
+            });
+        }
+        for (step, layer) in self.graph.steps.iter().zip(&self.layers) {
+            let given = self.graph.inputs.iter().position(|&i| i == step.inputs[0]);
+            let pixels = match given.map(|i| inputs[i]) {
+                Some(Input::Pixels(pixels)) => pixels,
+                _ => &[],
+            };
+            let first = frame.view(step.inputs[0]).unwrap_or(View::EMPTY);
+            let second = step.inputs.get(1).and_then(|&id| frame.view(id)).unwrap_or(first);
+            layer.run(&Site {
+                on,
+                pixels,
+                inputs: [first, second],
+                residual: step.reads().nth(step.inputs.len()).and_then(|id| frame.view(id)),
+                sink: frame.sink(step.output),
+                row_scratch: &self.row_scratch,
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cpu::CpuBackend;
+    use crate::graph::plan::{Plan, lifetimes};
+    use crate::graph::{Epilogue, Graph, Input, Op, Shape, Step, TensorId, Window};
+    use half::f16;
+    use std::sync::Arc;
+
+    fn conv(g: &mut Graph, x: TensorId, k: usize, residual: Option<TensorId>) -> Op {
+        let c = g.shape(x).channels();
+        let data = (0..k * 9 * c).map(|i| f16::from_f32((i * 7 % 23) as f32 / 40.0 - 0.25));
+        let weight = g.param_f16("w", &[k, 3, 3, c], data.collect()).unwrap();
+        let epilogue = Epilogue { residual, ..Default::default() };
+        Op::Conv2d { weight, window: Window::square(3, 1, 1), epilogue }
+    }
+
+    /// Residual blocks, then a dense block that grows inside one parent, then pooling over the bag.
+    fn network() -> Graph {
+        let mut g = Graph::new("tiny");
+        let mut x = g.input(Shape::Map { h: 6, w: 5, c: 8 });
+        for _ in 0..2 {
+            let mut y = x;
+            for residual in [None, None, Some(x)] {
+                let op = conv(&mut g, y, 8, residual);
+                y = g.push(op, &[y]).unwrap();
+            }
+            x = y;
+        }
+        let parent = g.tensor(Shape::Map { h: 6, w: 5, c: 20 });
+        let mut last = g.push_into(Op::Copy, &[x], parent, 0).unwrap();
+        for i in 0..3 {
+            let op = conv(&mut g, last, 4, None);
+            last = g.push_into(op, &[last], parent, 8 + 4 * i).unwrap();
+        }
+        let pooled = g.push(Op::AdaptiveAvgPool { h: 1, w: 1 }, &[parent]).unwrap();
+        let values = g.push(Op::Flatten, &[pooled]).unwrap();
+        let bag = g.push(Op::AttentionPool, &[values, values]).unwrap();
+        g.output(bag);
+        g
+    }
+
+    fn run(graph: &Arc<Graph>, plan: Plan) -> Vec<u32> {
+        let backend = CpuBackend::new(2, None).unwrap();
+        let mut session = backend.prepare_planned(graph.clone(), plan, 3);
+        let input: Vec<f32> = (0..3 * 240).map(|i| (i * 11 % 31) as f32 / 31.0 - 0.4).collect();
+        let mut output = vec![0f32; 400];
+        session.run(3, &[Input::Values(&input)], &mut [&mut output]).unwrap();
+        output.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn one_arena_gives_the_bits_of_private_buffers() {
+        let graph = Arc::new(network());
+        let forever = vec![Some(0..graph.steps.len()); graph.tensors.len()];
+        let private = Plan::with_lifetimes(&graph, &forever);
+        let shared = Plan::new(&graph).unwrap();
+        let (planned, private_elements) = (shared.row_elements, private.row_elements);
+        assert!(planned * 2 < private_elements, "{planned} of {private_elements}");
+        let want = run(&graph, private);
+        assert!(run(&graph, shared) == want);
+
+        // The check bites: lifetimes that forget residuals let a step overwrite one.
+        let without_residuals = |step: &Step| step.inputs.clone();
+        let short = Plan::with_lifetimes(&graph, &lifetimes(&graph, without_residuals));
+        assert!(run(&graph, short) != want);
+    }
+}

@@ -1,0 +1,282 @@
+//! One register of f32 lanes of each instruction set, and the loops written once over it.
+
+use super::kernels::{A_PITCH, C_PITCH};
+use super::math;
+use crate::graph::Act;
+
+/// A register of f32 lanes.
+///
+/// # Safety
+/// Every method needs a processor that has the instruction set, and code compiled for it around
+/// the call; pointers must be good for `LANES` elements and aligned to all of them (`splat`: one).
+pub(super) trait Vector: Copy {
+    const LANES: usize;
+    unsafe fn zero() -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn splat(from: *const f32) -> Self;
+    /// `self * by + plus`, rounded once.
+    unsafe fn fma(self, by: Self, plus: Self) -> Self;
+}
+
+/// `C[i][j] (+)= sum over k of A[i][k] B[k][j]` for a tile of `MR` rows and `NV` vectors of
+/// columns, each element a chain of fused multiply-adds in order of k. A has rows of [`A_PITCH`],
+/// C of [`C_PITCH`] elements, B of exactly the tile's width. `first` starts from 0, not from C.
+///
+/// # Safety
+/// As [`Vector`]; `a`, `b`, `c` must be good for the elements named above, `b` and `c` aligned to
+/// cache lines.
+#[inline(always)]
+pub(super) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(
+    a: *const f32,
+    b: *const f32,
+    depth: usize,
+    c: *mut f32,
+    first: bool,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut acc = [[V::zero(); NV]; MR];
+        if !first {
+            for (i, row) in acc.iter_mut().enumerate() {
+                for (j, lane) in row.iter_mut().enumerate() {
+                    *lane = V::load(c.add(i * C_PITCH + j * V::LANES));
+                }
+            }
+        }
+        for k in 0..depth {
+            let mut columns = [V::zero(); NV];
+            for (j, column) in columns.iter_mut().enumerate() {
+                *column = V::load(b.add((k * NV + j) * V::LANES));
+            }
+            for (i, row) in acc.iter_mut().enumerate() {
+                let x = V::splat(a.add(i * A_PITCH + k));
+                for (lane, &column) in row.iter_mut().zip(&columns) {
+                    *lane = x.fma(column, *lane);
+                }
+            }
+        }
+        for (i, row) in acc.iter().enumerate() {
+            for (j, lane) in row.iter().enumerate() {
+                lane.store(c.add(i * C_PITCH + j * V::LANES));
+            }
+        }
+    }
+}
+
+/// What turns accumulated sums into stored values, for consecutive channels of one position.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    pub scale: &'a [f32],
+    pub bias: &'a [f32],
+    pub residual: Option<&'a [f32]>,
+    pub act: Act,
+}
+
+/// `act(fma(sum, scale, bias) + residual)` in place. Plain code: compiled once for each
+/// instruction set, it becomes that set's vector instructions.
+#[inline(always)]
+pub(super) fn finish(sums: &mut [f32], with: &Finish<'_>) {
+    for ((x, &scale), &bias) in sums.iter_mut().zip(with.scale).zip(with.bias) {
+        *x = x.mul_add(scale, bias);
+    }
+    if let Some(residual) = with.residual {
+        sums.iter_mut().zip(residual).for_each(|(x, &r)| *x += r);
+    }
+    match with.act {
+        Act::None => {}
+        // Written so that a NaN stays one.
+        Act::Relu => sums.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
+        Act::Tanh => sums.iter_mut().for_each(|x| *x = math::tanh(*x)),
+        Act::Sigmoid => sums.iter_mut().for_each(|x| *x = math::sigmoid(*x)),
+    }
+}
+
+impl Vector for f32 {
+    const LANES: usize = 1;
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        0.0
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { *from }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { *to = self }
+    }
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { *from }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, by: Self, plus: Self) -> Self {
+        self.mul_add(by, plus)
+    }
+}
+
+/// Implements [`Vector`] by five intrinsics.
+macro_rules! vector {
+    ($register:ty, $lanes:expr, $zero:expr, $load:path, $store:path, $splat:expr, $fma:expr) => {
+        impl super::Vector for $register {
+            const LANES: usize = $lanes;
+            #[inline(always)]
+            unsafe fn zero() -> Self {
+                // SAFETY: the caller has the instruction set.
+                unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const f32) -> Self {
+                // SAFETY: as above, and the caller's pointer.
+                unsafe { $load(from) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, to: *mut f32) {
+                // SAFETY: as above, and the caller's pointer.
+                unsafe { $store(to, self) }
+            }
+            #[inline(always)]
+            unsafe fn splat(from: *const f32) -> Self {
+                // SAFETY: as above, and the caller's pointer.
+                unsafe { $splat(*from) }
+            }
+            #[inline(always)]
+            unsafe fn fma(self, by: Self, plus: Self) -> Self {
+                // SAFETY: the caller has the instruction set.
+                unsafe { $fma(self, by, plus) }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use half::f16;
+    use std::arch::x86_64::*;
+
+    vector!(
+        __m512,
+        16,
+        _mm512_setzero_ps,
+        _mm512_load_ps,
+        _mm512_store_ps,
+        _mm512_set1_ps,
+        _mm512_fmadd_ps
+    );
+    vector!(
+        __m256,
+        8,
+        _mm256_setzero_ps,
+        _mm256_load_ps,
+        _mm256_store_ps,
+        _mm256_set1_ps,
+        _mm256_fmadd_ps
+    );
+
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+
+    /// f16 to f32, exactly. The slices are equally long.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    pub(in super::super) fn widen_avx512(from: &[f16], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        for (from, to) in from.chunks(16).zip(to.chunks_mut(16)) {
+            let lanes = (u32::MAX >> (32 - from.len())) as __mmask16;
+            // SAFETY: masked loads and stores touch only the chunk's elements.
+            unsafe {
+                let halves = _mm256_maskz_loadu_epi16(lanes, from.as_ptr().cast());
+                _mm512_mask_storeu_ps(to.as_mut_ptr(), lanes, _mm512_cvtph_ps(halves));
+            }
+        }
+    }
+
+    /// f32 to f16, to nearest even. The slices are equally long.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    pub(in super::super) fn narrow_avx512(from: &[f32], to: &mut [f16]) {
+        assert_eq!(from.len(), to.len());
+        for (from, to) in from.chunks(16).zip(to.chunks_mut(16)) {
+            let lanes = (u32::MAX >> (32 - from.len())) as __mmask16;
+            // SAFETY: masked loads and stores touch only the chunk's elements.
+            unsafe {
+                let wide = _mm512_maskz_loadu_ps(lanes, from.as_ptr());
+                let halves = _mm512_cvtps_ph::<NEAREST>(wide);
+                _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), lanes, halves);
+            }
+        }
+    }
+
+    /// f16 to f32, exactly. The slices are equally long.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in super::super) fn widen_avx2(from: &[f16], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        let (from8, from_rest) = from.as_chunks::<8>();
+        let (to8, to_rest) = to.as_chunks_mut::<8>();
+        for (from, to) in from8.iter().zip(to8) {
+            *to = widen8(from);
+        }
+        let mut last = [f16::ZERO; 8];
+        last[..from_rest.len()].copy_from_slice(from_rest);
+        to_rest.copy_from_slice(&widen8(&last)[..from_rest.len()]);
+    }
+
+    /// f32 to f16, to nearest even. The slices are equally long.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in super::super) fn narrow_avx2(from: &[f32], to: &mut [f16]) {
+        assert_eq!(from.len(), to.len());
+        let (from8, from_rest) = from.as_chunks::<8>();
+        let (to8, to_rest) = to.as_chunks_mut::<8>();
+        for (from, to) in from8.iter().zip(to8) {
+            *to = narrow8(from);
+        }
+        let mut last = [0.0; 8];
+        last[..from_rest.len()].copy_from_slice(from_rest);
+        to_rest.copy_from_slice(&narrow8(&last)[..from_rest.len()]);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn widen8(from: &[f16; 8]) -> [f32; 8] {
+        let mut to = [0.0; 8];
+        // SAFETY: both arrays hold eight elements.
+        unsafe {
+            let halves = _mm_loadu_si128(from.as_ptr().cast());
+            _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(halves));
+        }
+        to
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn narrow8(from: &[f32; 8]) -> [f16; 8] {
+        let mut to = [f16::ZERO; 8];
+        // SAFETY: both arrays hold eight elements.
+        unsafe {
+            let halves = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(from.as_ptr()));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), halves);
+        }
+        to
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) mod arm {
+    use std::arch::aarch64::*;
+
+    /// `vfmaq_f32` takes the addend first.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn fma(x: float32x4_t, by: float32x4_t, plus: float32x4_t) -> float32x4_t {
+        vfmaq_f32(plus, x, by)
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn zero() -> float32x4_t {
+        vdupq_n_f32(0.0)
+    }
+
+    vector!(float32x4_t, 4, zero, vld1q_f32, vst1q_f32, vdupq_n_f32, fma);
+}

@@ -1,0 +1,160 @@
+//! Every op on the CPU backend: right against the reference, and the same bits however it is run.
+
+#[path = "ops/cases.rs"]
+mod cases;
+#[path = "ops/golden.rs"]
+mod golden;
+
+use cases::{Case, Numbers, Values};
+use histokern::Result;
+use histokern::backend::check::{Deviation, run_once};
+use histokern::backend::{Backend, Input};
+use histokern::cpu::{CpuBackend, Isa};
+use histokern::graph::reference::{self, Rounding};
+use histokern::graph::{Graph, Op, Shape};
+use std::sync::Arc;
+
+fn available() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+}
+
+fn backend(threads: usize, isa: Isa) -> CpuBackend {
+    CpuBackend::new(threads, Some(isa)).unwrap()
+}
+
+fn run(on: &CpuBackend, case: &Case, numbers: Numbers, first: usize, rows: usize) -> Vec<Vec<f32>> {
+    let inputs = case.inputs(numbers, first, rows);
+    run_once(on, &case.graph, rows, &Values::view(&inputs)).unwrap()
+}
+
+fn oracle(case: &Case, numbers: Numbers) -> Vec<Vec<f32>> {
+    let inputs = case.inputs(numbers, 0, case.rows);
+    reference::run(&case.graph, case.rows, &Values::view(&inputs), Rounding::F16).unwrap()
+}
+
+fn bits(outputs: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    outputs.iter().map(|o| o.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+#[test]
+fn integers_are_exact() {
+    let backends: Vec<_> = available().into_iter().map(|isa| backend(2, isa)).collect();
+    for case in cases::all(Numbers::Integer).unwrap().iter().filter(|c| c.is_exact()) {
+        let want = oracle(case, Numbers::Integer);
+        for backend in &backends {
+            let got = run(backend, case, Numbers::Integer, 0, case.rows);
+            assert!(got == want, "{} on {}", case.name, backend.name());
+        }
+    }
+}
+
+/// The outputs are f32 and the inputs FP16 on both sides, so for one step only the rounding of the
+/// sums is left. Where a second step follows, a sum near a tie may be stored as another FP16.
+#[test]
+fn general_numbers_agree_with_the_reference() {
+    let backend = backend(2, Isa::detect());
+    for case in cases::all(Numbers::General).unwrap() {
+        let want = oracle(&case, Numbers::General);
+        let got = run(&backend, &case, Numbers::General, 0, case.rows);
+        for (got, want) in got.iter().zip(&want) {
+            let deviation = Deviation::between(got, want).unwrap();
+            let bound = if case.graph.steps.len() == 1 { 2e-6 } else { 5e-4 };
+            assert!(deviation.within(bound), "{}: {deviation}", case.name);
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_on_every_instruction_set_and_number_of_threads() {
+    for case in cases::all(Numbers::General).unwrap() {
+        let rows = if case.rows_are_independent() { 3 } else { case.rows };
+        let want = bits(&run(&backend(1, Isa::Portable), &case, Numbers::General, 4, rows));
+        for isa in available() {
+            for threads in [1, 2, 5] {
+                let got = bits(&run(&backend(threads, isa), &case, Numbers::General, 4, rows));
+                assert!(got == want, "{} on {isa} with {threads} threads", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_for_every_batch_and_place_in_it() {
+    let backend = backend(2, Isa::detect());
+    let cases = cases::all(Numbers::General).unwrap();
+    for case in cases.iter().filter(|c| c.rows_are_independent()) {
+        let whole = bits(&run(&backend, case, Numbers::General, 0, 32));
+        for (first, rows) in [(0, 1), (31, 1), (0, 7), (13, 7), (25, 7)] {
+            let some = bits(&run(&backend, case, Numbers::General, first, rows));
+            for (whole, some) in whole.iter().zip(&some) {
+                let row = some.len() / rows;
+                let same = whole[first * row..][..some.len()] == some[..];
+                assert!(same, "{}: rows {first} and {} on", case.name, rows - 1);
+            }
+        }
+    }
+}
+
+/// One session, growing and shrinking: what an earlier run left behind must not show.
+#[test]
+fn a_session_can_be_used_again() -> Result<()> {
+    for case in cases::all(Numbers::General)?.iter().filter(|c| c.rows_are_independent()) {
+        let backend = backend(2, Isa::detect());
+        let mut session = backend.prepare(case.graph.clone(), 1)?;
+        for rows in [1, 5, 2, 0] {
+            session.reserve(rows)?;
+            let inputs =
+                if rows == 0 { Vec::new() } else { case.inputs(Numbers::General, 9, rows) };
+            let mut inputs = Values::view(&inputs);
+            if rows == 0 {
+                let empty = |&id| match case.graph.shape(id) {
+                    Shape::Pixels { .. } => Input::Pixels(&[]),
+                    _ => Input::Values(&[]),
+                };
+                inputs = case.graph.inputs.iter().map(empty).collect();
+            }
+            let length = |&id| case.graph.shape(id).len() * rows;
+            let mut got: Vec<Vec<f32>> =
+                case.graph.outputs.iter().map(|o| vec![f32::NAN; length(o)]).collect();
+            let mut views: Vec<&mut [f32]> = got.iter_mut().map(Vec::as_mut_slice).collect();
+            session.run(rows, &inputs, &mut views)?;
+            if rows > 0 {
+                let want = run(&backend, case, Numbers::General, 9, rows);
+                assert!(bits(&got) == bits(&want), "{} with {rows} rows", case.name);
+            }
+        }
+        assert_eq!(session.max_rows(), 5);
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_arguments_are_usage_errors() {
+    let mut graph = Graph::new("g");
+    let x = graph.input(Shape::Map { h: 2, w: 2, c: 3 });
+    let y = graph.push(Op::Flatten, &[x]).unwrap();
+    graph.output(y);
+    let mut session = backend(1, Isa::detect()).prepare(Arc::new(graph), 2).unwrap();
+    let mut fails = |rows: usize, inputs: &[Input<'_>], room: usize, says: &str| {
+        let mut output = vec![0.0; room];
+        let error = session.run(rows, inputs, &mut [&mut output]).unwrap_err();
+        assert_eq!(error.kind(), histokern::Kind::Usage);
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    let values = [0.0; 36];
+    fails(1, &[Input::Values(&values[..11])], 12, "input 0 has 11 numbers");
+    fails(1, &[Input::Values(&values[..12])], 13, "output 0 has room for 13");
+    fails(1, &[Input::Pixels(&[0; 12])], 12, "other kind");
+    fails(1, &[], 12, "takes 1 inputs");
+    fails(3, &[Input::Values(&values)], 36, "room for 2");
+    fails(usize::MAX, &[Input::Values(&values)], 36, "input 0");
+    assert!(CpuBackend::new(0, None).is_err());
+
+    let bag = &cases::all(Numbers::General).unwrap();
+    let bag = bag.iter().find(|c| c.name.starts_with("attention pool")).unwrap();
+    let mut session = backend(1, Isa::detect()).prepare(bag.graph.clone(), 2).unwrap();
+    let mut output = vec![0.0; 5];
+    let none: [Input<'_>; 2] = [Input::Values(&[]); 2];
+    let error = session.run(0, &none, &mut [&mut output]).unwrap_err();
+    assert!(error.to_string().contains("at least one row"), "{error}");
+}
