@@ -1,0 +1,178 @@
+//! What several verbs share: the device, how slides are opened, the progress bar.
+
+use super::Global;
+use crate::backend::Backend;
+use crate::cpu::CpuBackend;
+use crate::cuda::{self, CudaBackend};
+use crate::error::{Context, Error, Result};
+use crate::pipeline::{Event, Observer};
+use crate::slide::{Access, OpenOptions};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Where networks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The best there is, said aloud.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU by ordinal.
+    Cuda(u32),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        let ordinal = |n: &str| n.parse().map_err(|_| format!("{n:?} is not a device number"));
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Device::Auto),
+            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", n)) => Ok(Device::Cuda(ordinal(n)?)),
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+impl Device {
+    /// Opens the backend; `auto` says what it chose.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Device`] when a GPU is asked for and cannot be used: there is no fall-back.
+    pub fn open(self, global: &Global) -> Result<Box<dyn Backend>> {
+        let cpu = || -> Result<Box<dyn Backend>> {
+            Ok(Box::new(CpuBackend::new(global.threads(), None)?))
+        };
+        match self {
+            Device::Cpu => cpu(),
+            Device::Auto => {
+                let backend = cpu()?;
+                let gpu = cuda::driver().is_ok_and(|driver| !driver.devices.is_empty());
+                let hint = if gpu { "; there is a GPU: --device cuda tries it" } else { "" };
+                global.say(&format!("device: {} (auto{hint})", backend.name()));
+                Ok(backend)
+            }
+            Device::Cuda(ordinal) => {
+                let backend = CudaBackend::new(ordinal as usize)
+                    .context(|| format!("--device cuda:{ordinal}"))?;
+                Ok(Box::new(backend))
+            }
+        }
+    }
+}
+
+/// How networks run.
+#[derive(clap::Args, Debug)]
+pub struct RunArgs {
+    /// Where networks run: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+    /// Tiles in one batch; results do not depend on it
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub batch: u16,
+}
+
+/// How slides are opened.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct SlideArgs {
+    /// Micrometres per level-0 pixel, in place of what the slide says
+    #[arg(long, value_name = "UM")]
+    pub mpp_override: Option<f64>,
+    /// Map slides into memory instead of reading them (local files nobody changes)
+    #[arg(long)]
+    pub map: bool,
+}
+
+impl SlideArgs {
+    /// As the slide reader takes them.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] for a pixel size that is not a positive number.
+    pub fn options(&self) -> Result<OpenOptions> {
+        if let Some(mpp) = self.mpp_override
+            && !(mpp.is_finite() && mpp > 0.0)
+        {
+            return Err(Error::usage(format!("--mpp-override {mpp}: a positive number is needed")));
+        }
+        let access = if self.map { Access::Map } else { Access::Read };
+        Ok(OpenOptions { access, mpp_override: self.mpp_override })
+    }
+}
+
+/// A folder for results, made if need be.
+///
+/// # Errors
+/// [`crate::Kind::Io`] when it cannot be made.
+pub fn make_folder(path: &PathBuf) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|e| Error::io(path.display().to_string(), e))
+}
+
+/// A progress bar over slides that shows tiles per second and what the time goes into.
+pub struct Progress {
+    bar: ProgressBar,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    slide: String,
+    done: usize,
+    slides: usize,
+}
+
+impl Progress {
+    /// A bar for `slides` slides; hidden when quiet or when nobody is looking.
+    pub fn new(slides: usize, global: &Global) -> Progress {
+        let bar = ProgressBar::new(0);
+        if global.quiet {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = "{prefix} [{bar:30}] {pos}/{len} tiles  {msg}";
+        bar.set_style(
+            ProgressStyle::with_template(style)
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .progress_chars("=> "),
+        );
+        Progress { bar, state: Mutex::new(State { slides, ..State::default() }) }
+    }
+
+    /// Tiles done so far.
+    pub fn position(&self) -> usize {
+        self.bar.position() as usize
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Observer for Progress {
+    fn event(&self, event: Event<'_>) {
+        let Ok(mut state) = self.state.lock() else { return };
+        match event {
+            Event::SlideStarted { name, tiles } => {
+                state.slide = name.to_string();
+                self.bar.set_length(tiles as u64);
+                self.bar.set_position(0);
+                self.bar.reset_eta();
+                let prefix = format!("[{}/{}] {}", state.done + 1, state.slides, state.slide);
+                self.bar.set_prefix(prefix);
+            }
+            Event::Tiles { done, tiles_per_second, decode_share } => {
+                self.bar.set_position(done as u64);
+                self.bar.set_message(format!(
+                    "{tiles_per_second:.0} tiles/s, waiting for tiles {:.0} % ({} left)",
+                    100.0 * decode_share,
+                    HumanDuration(Duration::from_secs(self.bar.eta().as_secs())),
+                ));
+            }
+            Event::SlideDone => state.done += 1,
+            Event::Remark(text) => self.bar.suspend(|| eprintln!("{text}")),
+        }
+    }
+}

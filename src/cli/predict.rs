@@ -1,0 +1,430 @@
+//! `histokern predict`: slides, features made elsewhere or bags of tile images to predictions.
+
+use super::cohort::{Cohort, failed_row, file_name, jobs};
+use super::common::{Progress, RunArgs, SlideArgs, make_folder};
+use super::{Global, Outcome, print_json};
+use crate::error::{Context, Error, Result};
+use crate::heads::clinical::Table;
+use crate::pipeline::predict::{HeadResult, clinical, predict};
+use crate::pipeline::{self, Engine, Finished, Job, Options, Parts, Sink, bag_list, bags, outputs};
+use crate::recipe::Clinical;
+use crate::report::csv::Status;
+use crate::report::features::{FeatureFile, Unit, read_features};
+use crate::report::result::{self, SlideResult};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Predict from slides, or from features made elsewhere
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Per slide, in DIR/<slide>/: result.json, attention.csv, heatmap.png, overlay.png, \
+                  mask.png, tiles.geojson (QuPath).\nFor all: DIR/predictions.csv and DIR/status.csv. \
+                  A finished slide is not done again unless slide, recipe,\noptions or version \
+                  changed.\n\nExamples:\n  histokern predict slides/*.svs --package weights/demo --out out\n  \
+                  histokern predict biopsy.jpg --package weights/balnmp-dl-cnb-c --regions biopsy.json \
+                  \\\n      --clinical clinical.csv --out out\n  \
+                  histokern predict --features uni/*.h5 --package my-head --out out"
+)]
+pub struct Args {
+    /// Slides
+    #[arg(value_name = "SLIDE", required_unless_present_any = ["features", "bags"])]
+    slides: Vec<PathBuf>,
+    /// Feature files (.h5 as TRIDENT, CLAM or STAMP write them) instead of slides
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "slides")]
+    features: Vec<PathBuf>,
+    /// Bags of tile images per patient (JSON as BALNMP published it) instead of slides
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["slides", "features"], requires = "images")]
+    bags: Option<PathBuf>,
+    /// Folder the paths in the bag list start from
+    #[arg(long, value_name = "DIR", requires = "bags")]
+    images: Option<PathBuf>,
+    /// Package folder
+    #[arg(long, value_name = "PKG")]
+    package: PathBuf,
+    /// Folder for the results
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Annotated polygons: a JSON or GeoJSON file for one slide, or a folder of <slide>.json
+    #[arg(long, value_name = "PATH", conflicts_with = "features")]
+    regions: Option<PathBuf>,
+    /// Table of raw clinical values, one row per patient; the patient is the slide's name
+    #[arg(long, value_name = "CSV")]
+    clinical: Option<PathBuf>,
+    /// Column of the clinical table that names the patient [default: the first]
+    #[arg(long, value_name = "COLUMN", requires = "clinical")]
+    clinical_id: Option<String>,
+    /// Accept feature files that name another encoder recipe than the package's
+    #[arg(long, requires = "features")]
+    any_encoder: bool,
+    /// Stop at the first slide that fails
+    #[arg(long)]
+    fail_fast: bool,
+    /// Print the results as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    slide: SlideArgs,
+}
+
+impl Args {
+    /// The plainest run over slides.
+    pub fn slides(
+        slides: Vec<PathBuf>,
+        package: PathBuf,
+        out: PathBuf,
+        run: RunArgs,
+        slide: SlideArgs,
+    ) -> Args {
+        Args {
+            slides,
+            features: Vec::new(),
+            bags: None,
+            images: None,
+            package,
+            out,
+            regions: None,
+            clinical: None,
+            clinical_id: None,
+            any_encoder: false,
+            fail_fast: false,
+            json: false,
+            run,
+            slide,
+        }
+    }
+}
+
+/// Runs the verb.
+pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
+    let (outcome, results) = predict_slides(args, global)?;
+    if args.json {
+        print_json(&json!(results));
+    } else {
+        results.iter().for_each(|result| print(result, global.verbose));
+    }
+    Ok(outcome)
+}
+
+/// Predicts and writes everything; returns the results of this and of unchanged earlier runs.
+///
+/// # Errors
+/// What keeps the run from starting, or with `--fail-fast` the first slide that failed.
+pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<SlideResult>)> {
+    let backend = args.run.device.open(global)?;
+    let parts = if args.features.is_empty() { Parts::All } else { Parts::Heads };
+    let mut engine = Engine::open(&args.package, &*backend, parts, args.run.batch.into())?;
+    let table = args
+        .clinical
+        .as_deref()
+        .map(|path| Table::read(path, args.clinical_id.as_deref()))
+        .transpose()?;
+    let bag_lists = args.bags.as_deref().map(bag_list::read).transpose()?.unwrap_or_default();
+    let jobs = match &args.bags {
+        Some(path) => bag_lists
+            .iter()
+            .map(|p| Job { name: p.id.clone(), path: path.clone(), regions: None })
+            .collect(),
+        None if args.features.is_empty() => jobs(&args.slides, args.regions.as_deref())?,
+        None => jobs(&args.features, None)?,
+    };
+    make_folder(&args.out)?;
+    if !engine.recipe().notice.is_empty() {
+        global.say(&engine.recipe().notice);
+    }
+    let mut cohort = Cohort::new(&args.out, args.fail_fast);
+    // A patient whose clinical values are missing is known before any tile is decoded.
+    let mut patients = BTreeMap::new();
+    let mut ready = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        match Patient::new(&engine, table.as_ref(), &job, &args.slide) {
+            Ok(patient) => {
+                patients.insert(job.name.clone(), patient);
+                ready.push(job);
+            }
+            Err(error) => cohort.failed(&job, error)?,
+        }
+    }
+    let mut predictor = Predictor { cohort, patients, results: Vec::new(), args };
+    let ran = match &args.images {
+        Some(images) => predictor.bag_lists(&mut engine, &ready, &bag_lists, images),
+        None if args.features.is_empty() => predictor.slides(&mut engine, &ready, global),
+        None => predictor.feature_files(&mut engine, &ready),
+    };
+    // The tables are written also when the run was cut short: what is finished stays known.
+    let outcome = predictor.cohort.outcome(global)?;
+    ran?;
+    Ok((outcome, predictor.results))
+}
+
+/// One line per head, where the time went if asked, and what should be known about it.
+fn print(result: &SlideResult, verbose: bool) {
+    for prediction in &result.predictions {
+        let answer = match &prediction.outcome {
+            result::Outcome::Value { value } => format!("{value:.4}"),
+            result::Outcome::Classes { classes, probabilities } => classes
+                .iter()
+                .zip(probabilities)
+                .map(|(class, p)| format!("{class} {p:.4}"))
+                .collect::<Vec<_>>()
+                .join("  "),
+        };
+        println!(
+            "{}  {}  {answer}  ({} tiles, {:.1} s)",
+            result.slide.name, prediction.head, result.tiles.kept, result.seconds.total
+        );
+    }
+    if verbose {
+        let s = &result.seconds;
+        println!(
+            "  seconds: hash {:.2}, prepare {:.2}, decode {:.2}, encode {:.2}, head {:.2}, write {:.2}",
+            s.hash, s.prepare, s.decode, s.encode, s.head, s.write
+        );
+    }
+    for warning in &result.warnings {
+        println!("  note: {warning}");
+    }
+}
+
+/// What decides the result of a slide besides the slide and the package.
+struct Patient {
+    vectors: Vec<Vec<f32>>,
+    options: BTreeMap<String, Value>,
+    cells: BTreeMap<String, String>,
+}
+
+impl Patient {
+    fn new(
+        engine: &Engine,
+        table: Option<&Table>,
+        job: &Job,
+        slide: &SlideArgs,
+    ) -> Result<Patient> {
+        let vectors = clinical(engine, table, &job.name)?;
+        let mut options = BTreeMap::new();
+        let mut cells = BTreeMap::new();
+        if let Some(mpp) = slide.mpp_override {
+            options.insert("mpp-override".to_string(), json!(mpp));
+        }
+        if let Some(regions) = &job.regions {
+            options.insert("regions".to_string(), json!(result::sha256_file(regions)?));
+        }
+        for (head, values) in engine.recipe().heads.iter().zip(&vectors) {
+            for (input, value) in head.clinical.iter().zip(values) {
+                let (Clinical::Number { column, .. } | Clinical::Flag { column, .. }) = input;
+                cells.insert(column.clone(), value.to_string());
+            }
+        }
+        if !cells.is_empty() {
+            options.insert("clinical".to_string(), json!(cells));
+        }
+        Ok(Patient { vectors, options, cells })
+    }
+}
+
+struct Predictor<'a> {
+    cohort: Cohort,
+    patients: BTreeMap<String, Patient>,
+    results: Vec<SlideResult>,
+    args: &'a Args,
+}
+
+impl Predictor<'_> {
+    fn slides(&mut self, engine: &mut Engine, jobs: &[Job], global: &Global) -> Result<()> {
+        let options =
+            Options { open: self.args.slide.options()?, decode_threads: global.threads() };
+        let progress = Progress::new(jobs.len(), global);
+        let blanks: BTreeMap<&str, SlideResult> =
+            jobs.iter().map(|job| (job.name.as_str(), self.blank(engine, job, ""))).collect();
+        let out = self.args.out.clone();
+        let done = |job: &Job, sha256: &str| {
+            let Some(mut blank) = blanks.get(job.name.as_str()).cloned() else { return false };
+            blank.slide.sha256 = sha256.into();
+            let earlier = SlideResult::read(&result_path(&out, job));
+            earlier.is_ok_and(|earlier| earlier.same_run(&blank))
+        };
+        let result = pipeline::run(engine, jobs, &options, &progress, &done, self);
+        progress.finish();
+        result
+    }
+
+    fn blank(&self, engine: &Engine, job: &Job, sha256: &str) -> SlideResult {
+        let patient = &self.patients[&job.name];
+        let id = &engine.package().recipe_id;
+        let options = patient.options.clone();
+        let mut blank = outputs::blank_result(engine, id, &file_name(&job.path), sha256, options);
+        blank.clinical.clone_from(&patient.cells);
+        blank
+    }
+
+    fn feature_files(&mut self, engine: &mut Engine, jobs: &[Job]) -> Result<()> {
+        for job in jobs {
+            let path = result_path(&self.args.out, job);
+            let blank = match result::sha256_file(&job.path) {
+                Ok(sha256) => self.blank(engine, job, &sha256),
+                Err(error) => {
+                    self.cohort.failed(job, error)?;
+                    continue;
+                }
+            };
+            if SlideResult::read(&path).is_ok_and(|earlier| earlier.same_run(&blank)) {
+                self.skipped(job);
+                continue;
+            }
+            let one = self.feature_file(engine, job, blank);
+            if let Err(error) = one.context(|| job.path.display().to_string()) {
+                self.cohort.failed(job, error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn feature_file(
+        &mut self,
+        engine: &mut Engine,
+        job: &Job,
+        mut result: SlideResult,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let file = read_features(&job.path)?;
+        self.check_encoder(engine, &file)?;
+        if file.n == 0 {
+            self.cohort.empty(job, "the file holds no tile", 0.0);
+            return Ok(());
+        }
+        let bags = bags::groups(file.n, engine.recipe().bag.as_ref());
+        let vectors = self.patients[&job.name].vectors.clone();
+        let head_start = Instant::now();
+        let heads = predict(engine, &file.features, file.n, &bags, &vectors)?;
+        result.seconds.head = head_start.elapsed().as_secs_f64();
+        result.seconds.hash = (head_start - start).as_secs_f64();
+        result.slide.format = format!("features ({:?})", file.layout).to_lowercase();
+        result.tiles.grid = file.n as u64;
+        result.tiles.kept = bags.iter().map(|b| b.len() as u64).sum();
+        result.regions = "as in the feature file".into();
+        if file.coords.is_some() && file.coords_unit == Unit::Micrometre {
+            result.warnings.push("x and y in attention.csv are micrometres".into());
+        }
+        if file.recipe_id.is_none() {
+            result.warnings.push(
+                "the feature file does not say by which recipe its features were made".into(),
+            );
+        }
+        let dir = self.args.out.join(&job.name);
+        make_folder(&dir)?;
+        outputs::write_feature_attention(&dir, file.coords.as_deref(), &bags, &heads)?;
+        result.seconds.total = start.elapsed().as_secs_f64();
+        self.keep(job, result, &heads, &bags)
+    }
+
+    fn bag_lists(
+        &mut self,
+        engine: &mut Engine,
+        jobs: &[Job],
+        patients: &[bag_list::Patient],
+        images: &Path,
+    ) -> Result<()> {
+        for job in jobs {
+            let Some(patient) = patients.iter().find(|p| p.id == job.name) else { continue };
+            let one = self.bag_list(engine, job, patient, images);
+            if let Err(error) = one.context(|| format!("patient {}", patient.id)) {
+                self.cohort.failed(job, error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bag_list(
+        &mut self,
+        engine: &mut Engine,
+        job: &Job,
+        patient: &bag_list::Patient,
+        images: &Path,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let vectors = self.patients[&job.name].vectors.clone();
+        let (encoded, heads) = bag_list::predict_patient(engine, patient, images, &vectors)?;
+        let mut result = self.blank(engine, job, "");
+        result.slide.name.clone_from(&patient.id);
+        result.slide.format = "bags of images".into();
+        result.tiles.kept = encoded.bags.iter().map(|b| b.len() as u64).sum();
+        result.tiles.grid = result.tiles.kept;
+        result.regions = "as in the bag list".into();
+        let dir = self.args.out.join(&job.name);
+        make_folder(&dir)?;
+        outputs::write_image_attention(&dir, &patient.bags, &heads)?;
+        result.seconds.total = start.elapsed().as_secs_f64();
+        self.keep(job, result, &heads, &encoded.bags)
+    }
+
+    /// Features of another encoder have no meaning to a head, however well their width fits.
+    fn check_encoder(&self, engine: &Engine, file: &FeatureFile) -> Result<()> {
+        let wanted = &engine.package().encoder_id;
+        match &file.recipe_id {
+            Some(id) if id != wanted && !self.args.any_encoder => Err(Error::usage(format!(
+                "features of encoder recipe {id}, the package's is {wanted}; --any-encoder uses \
+                 them all the same"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep(
+        &mut self,
+        job: &Job,
+        mut result: SlideResult,
+        heads: &[HeadResult],
+        bags: &[Vec<usize>],
+    ) -> Result<()> {
+        result.predictions = outputs::predictions(heads, bags);
+        result.write(&result_path(&self.args.out, job))?;
+        self.cohort.done(job, &result);
+        self.results.push(result);
+        Ok(())
+    }
+}
+
+impl Sink for Predictor<'_> {
+    fn finished(&mut self, engine: &mut Engine, job: &Job, slide: Finished) -> Result<()> {
+        let mut result = self.blank(engine, job, &slide.prepared.sha256);
+        outputs::describe(&mut result, &slide);
+        if slide.bags.is_empty() {
+            let why = outputs::why_empty(&result, engine.recipe().bag.as_ref());
+            self.cohort.empty(job, &why, result.seconds.total);
+            return Ok(());
+        }
+        let start = Instant::now();
+        let vectors = &self.patients[&job.name].vectors;
+        let tiles = slide.tiles.len();
+        let heads = predict(engine, &slide.features, tiles, &slide.bags, vectors)?;
+        result.seconds.head = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let dir = self.args.out.join(&job.name);
+        make_folder(&dir)?;
+        outputs::write_predictions(&dir, &slide, &heads)?;
+        result.seconds.write = start.elapsed().as_secs_f64();
+        result.seconds.total += result.seconds.head + result.seconds.write;
+        self.keep(job, result, &heads, &slide.bags)
+    }
+
+    fn failed(&mut self, job: &Job, error: Error) -> Result<()> {
+        self.cohort.failed(job, error)
+    }
+
+    fn skipped(&mut self, job: &Job) {
+        match SlideResult::read(&result_path(&self.args.out, job)) {
+            Ok(earlier) => {
+                self.cohort.skipped(job, &earlier);
+                self.results.push(earlier);
+            }
+            Err(error) => self.cohort.rows.push(failed_row(job, Status::Failed, &error)),
+        }
+    }
+}
+
+fn result_path(out: &Path, job: &Job) -> PathBuf {
+    out.join(&job.name).join("result.json")
+}

@@ -1,0 +1,275 @@
+//! Tiles into batch slots: read, filter, resample, each straight into its row.
+
+use super::Prepared;
+use crate::error::{Error, Result};
+use crate::image::{Resampler, RgbImage, colour, filter};
+use crate::recipe::{Recipe, Tiles};
+use crate::slide::{Region, Scratch as SlideScratch, TilePass};
+use crate::tiling::TileGrid;
+use rayon::prelude::*;
+
+/// Room for one batch of encoder inputs.
+pub struct Slot {
+    pixels: Vec<u8>,
+    row_bytes: usize,
+    /// Grid indices of the rows that hold a tile, first to last.
+    pub tiles: Vec<usize>,
+    /// Grid positions that were read to fill it, dropped ones included.
+    pub read: usize,
+}
+
+impl Slot {
+    /// A slot of `rows` rows.
+    pub fn new(rows: usize, row_bytes: usize) -> Slot {
+        Slot { pixels: vec![0; rows * row_bytes], row_bytes, tiles: Vec::new(), read: 0 }
+    }
+
+    /// `[rows, H, W, 3]` of the first rows.
+    pub fn pixels(&self, rows: usize) -> &[u8] {
+        &self.pixels[..rows * self.row_bytes]
+    }
+
+    /// Moves the rows that hold a tile to the front, keeping their order.
+    fn compact(&mut self, first: usize, kept: &[bool]) {
+        self.tiles.clear();
+        self.read = kept.len();
+        for (row, _) in kept.iter().enumerate().filter(|(_, kept)| **kept) {
+            let to = self.tiles.len();
+            if to != row {
+                let from = row * self.row_bytes;
+                self.pixels.copy_within(from..from + self.row_bytes, to * self.row_bytes);
+            }
+            self.tiles.push(first + row);
+        }
+    }
+}
+
+/// What became of a grid position.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum TileState {
+    /// Not looked at.
+    #[default]
+    Pending,
+    /// Encoded.
+    Kept,
+    /// Too white.
+    White,
+    /// Too blurred.
+    Blurred,
+    /// Its pixels could not be read, and why.
+    Unread(String),
+}
+
+/// What became of every grid position of a slide.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// One state per grid position.
+    pub states: Vec<TileState>,
+    /// Kept tiles that touch native tiles without data in the file.
+    pub on_missing: usize,
+}
+
+impl Tally {
+    /// Nothing looked at yet.
+    pub fn new(tiles: usize) -> Tally {
+        Tally { states: vec![TileState::Pending; tiles], on_missing: 0 }
+    }
+
+    /// Positions in a state.
+    pub fn count(&self, state: impl Fn(&TileState) -> bool) -> usize {
+        self.states.iter().filter(|s| state(s)).count()
+    }
+}
+
+/// Buffers of one decode worker.
+#[derive(Default)]
+struct Scratch {
+    slide: SlideScratch,
+    read: RgbImage,
+    tile: RgbImage,
+    resized: RgbImage,
+    rows: Vec<u8>,
+}
+
+/// Reads the tiles of one slide in any order from any thread; each once.
+pub struct TileReader<'a> {
+    prepared: &'a Prepared,
+    rules: &'a Tiles,
+    pass: TilePass<'a>,
+    geometry: Geometry,
+    pool: rayon::ThreadPool,
+}
+
+/// The sizes a tile goes through: read at a level, then at the recipe's resolution, then as the
+/// encoder takes it.
+struct Geometry {
+    read_px: usize,
+    tile_px: usize,
+    resized_px: usize,
+    input_px: usize,
+    to_tile: Resampler,
+    to_input: Resampler,
+}
+
+impl Geometry {
+    fn new(grid: &TileGrid, recipe: &Recipe) -> Result<Geometry> {
+        let (read, tile) = (grid.read_px as usize, grid.size_px as usize);
+        let resized = recipe.preprocess.resize.map_or(tile, |px| px as usize);
+        let filter = recipe.preprocess.interpolation;
+        Ok(Geometry {
+            read_px: read,
+            tile_px: tile,
+            resized_px: resized,
+            input_px: recipe.input_px() as usize,
+            to_tile: Resampler::new(read, read, tile, tile, filter)?,
+            to_input: Resampler::new(tile, tile, resized, resized, filter)?,
+        })
+    }
+}
+
+impl<'a> TileReader<'a> {
+    /// Plans one pass over the tiles of a slide, on `threads` workers.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Limit`] when the pass is too large, [`crate::Kind::Usage`] when threads
+    /// cannot be started.
+    pub fn new(
+        prepared: &'a Prepared,
+        recipe: &'a Recipe,
+        threads: usize,
+    ) -> Result<TileReader<'a>> {
+        let grid = &prepared.grid;
+        let regions: Vec<Region> = grid
+            .origins
+            .iter()
+            .map(|&[x, y]| Region {
+                x,
+                y,
+                level: grid.level,
+                width: grid.read_px,
+                height: grid.read_px,
+            })
+            .collect();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|n| format!("decode-{n}"))
+            .build()
+            .map_err(|e| Error::usage(format!("{threads} decode threads: {e}")))?;
+        Ok(TileReader {
+            prepared,
+            rules: &recipe.tiles,
+            pass: TilePass::new(&prepared.slide, grid.level, &regions)?,
+            geometry: Geometry::new(grid, recipe)?,
+            pool,
+        })
+    }
+
+    /// Fills a slot with the tiles from grid position `first` on and returns the position after
+    /// the last one read. Tiles that are dropped or unreadable leave no gap.
+    pub fn fill(&self, first: usize, slot: &mut Slot, tally: &mut Tally) -> usize {
+        let rows = (slot.pixels.len() / slot.row_bytes).min(tally.states.len() - first);
+        let mut results = vec![(TileState::Pending, false); rows];
+        self.pool.install(|| {
+            slot.pixels
+                .par_chunks_mut(slot.row_bytes)
+                .zip(results.par_iter_mut())
+                .enumerate()
+                .for_each_init(Scratch::default, |scratch, (row, (out, result))| {
+                    *result = self.tile(first + row, out, scratch);
+                });
+        });
+        let kept: Vec<bool> = results.iter().map(|(state, _)| *state == TileState::Kept).collect();
+        slot.compact(first, &kept);
+        for (row, (state, missing)) in results.into_iter().enumerate() {
+            tally.on_missing += usize::from(missing && state == TileState::Kept);
+            tally.states[first + row] = state;
+        }
+        first + rows
+    }
+
+    /// One tile into `out`, `[H, W, 3]`; whether it touches native tiles without data.
+    fn tile(&self, index: usize, out: &mut [u8], scratch: &mut Scratch) -> (TileState, bool) {
+        let g = &self.geometry;
+        let straight =
+            g.read_px == g.tile_px && g.tile_px == g.input_px && g.resized_px == g.tile_px;
+        if straight && self.rules.min_sharpness.is_none() && self.prepared.regions.is_empty() {
+            return match self.pass.read(index, out, &mut scratch.slide) {
+                Err(error) => (TileState::Unread(error.to_string()), false),
+                Ok(missing) => (self.white(out), !missing.is_empty()),
+            };
+        }
+        shape(&mut scratch.read, g.read_px);
+        let missing = match self.pass.read(index, &mut scratch.read.data, &mut scratch.slide) {
+            Ok(missing) => !missing.is_empty(),
+            Err(error) => return (TileState::Unread(error.to_string()), false),
+        };
+        self.paint(index, &mut scratch.read);
+        let Scratch { read, tile, resized, rows, .. } = scratch;
+        shape(tile, g.tile_px);
+        g.to_tile.run(&read.data, &mut tile.data, rows);
+        let state = self.filter(tile);
+        if state != TileState::Kept {
+            return (state, missing);
+        }
+        shape(resized, g.resized_px);
+        g.to_input.run(&tile.data, &mut resized.data, rows);
+        match resized.center_crop(g.input_px) {
+            Ok(cropped) => out.copy_from_slice(&cropped.data),
+            Err(error) => return (TileState::Unread(error.to_string()), missing),
+        }
+        (TileState::Kept, missing)
+    }
+
+    /// Makes white what lies outside the annotated region the tile belongs to.
+    fn paint(&self, index: usize, read: &mut RgbImage) {
+        let grid = &self.prepared.grid;
+        let region = grid.sources.get(index).and_then(|&r| self.prepared.regions.get(r as usize));
+        if let Some(region) = region {
+            let scale = grid.size_level0 / f64::from(grid.read_px);
+            region.paint_outside(read, grid.origins[index], scale);
+        }
+    }
+
+    fn filter(&self, tile: &RgbImage) -> TileState {
+        let blurred = |min| filter::laplacian_variance(&colour::gray(tile)) < min;
+        match self.white(&tile.data) {
+            TileState::Kept if self.rules.min_sharpness.is_some_and(blurred) => TileState::Blurred,
+            state => state,
+        }
+    }
+
+    fn white(&self, rgb: &[u8]) -> TileState {
+        let white = |max: f64| colour::white_fraction(rgb) >= max;
+        if self.rules.max_white.is_some_and(white) { TileState::White } else { TileState::Kept }
+    }
+}
+
+/// Gives a square buffer its side, keeping its memory.
+fn shape(image: &mut RgbImage, side: usize) {
+    image.width = side;
+    image.height = side;
+    image.data.resize(side * side * 3, 255);
+}
+
+/// A single picture as the encoder takes it, `[H, W, 3]`.
+///
+/// # Errors
+/// [`crate::Kind::Usage`] when its size does not suit the recipe.
+pub fn encoder_input(image: &RgbImage, recipe: &Recipe) -> Result<Vec<u8>> {
+    let side = recipe.input_px() as usize;
+    let Some(resize) = recipe.preprocess.resize.map(|px| px as usize) else {
+        if recipe.preprocess.crop.is_none() && (image.width, image.height) != (side, side) {
+            return Err(Error::usage(format!(
+                "{} x {} px: this recipe takes tiles of {side} x {side} px and does not resize",
+                image.width, image.height
+            )));
+        }
+        return Ok(image.center_crop(side)?.data);
+    };
+    let filter = recipe.preprocess.interpolation;
+    let resampler = Resampler::new(image.width, image.height, resize, resize, filter)?;
+    let mut resized = RgbImage::default();
+    shape(&mut resized, resize);
+    resampler.run(&image.data, &mut resized.data, &mut Vec::new());
+    Ok(resized.center_crop(side)?.data)
+}

@@ -1,0 +1,75 @@
+//! Slides in, results out: the only place where pixels meet graphs.
+//!
+//! [`queue::run`] is the whole path. A producer thread opens one slide after another, decides its
+//! tiles ([`prepare`]) and lets decode workers fill the rows of batch slots ([`decode`]); the
+//! calling thread encodes full slots on the [`Engine`], collects the features of the slide and
+//! hands the finished bag to the caller. The ring of slots gives back-pressure, and the next
+//! slide is decoded while the last batches of this one are computed.
+
+pub mod bag_list;
+pub mod bags;
+pub mod decode;
+pub mod engine;
+pub mod outputs;
+pub mod overview;
+pub mod predict;
+pub mod prepare;
+pub mod queue;
+
+pub use engine::{BagPrediction, Engine, Parts};
+pub use prepare::Prepared;
+pub use queue::{Finished, Seconds, Sink, run};
+
+use crate::slide::OpenOptions;
+use std::path::PathBuf;
+
+/// One slide to run.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Name in results: the file name without folder and extension.
+    pub name: String,
+    /// The slide.
+    pub path: PathBuf,
+    /// Annotated polygons, for recipes that use them.
+    pub regions: Option<PathBuf>,
+}
+
+/// How slides are run; none of this changes a result but `open.mpp_override`.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How slides are opened.
+    pub open: OpenOptions,
+    /// Threads that decode tiles.
+    pub decode_threads: usize,
+}
+
+/// Told what is going on.
+pub trait Observer: Sync {
+    /// Something happened.
+    fn event(&self, event: Event<'_>);
+}
+
+/// What an [`Observer`] is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The tiles of a slide are known.
+    SlideStarted {
+        /// Name of the slide.
+        name: &'a str,
+        /// Grid positions that will be read.
+        tiles: usize,
+    },
+    /// Tiles of the current slide were encoded.
+    Tiles {
+        /// Grid positions done so far.
+        done: usize,
+        /// Over the slide so far.
+        tiles_per_second: f64,
+        /// Share of the time the encoder waited for tiles.
+        decode_share: f64,
+    },
+    /// A slide is finished, well or badly.
+    SlideDone,
+    /// Something a person should know.
+    Remark(&'a str),
+}

@@ -1,0 +1,413 @@
+//! What is written for one slide: the result, the tables, the pictures.
+
+use super::decode::{Tally, TileState};
+use super::overview::overview;
+use super::predict::HeadResult;
+use super::{Engine, Finished, Prepared};
+use crate::error::Result;
+use crate::image::RgbImage;
+use crate::recipe::Bag;
+use crate::report::csv::{self, Attention};
+use crate::report::geojson::{self, Measurement, ObjectType};
+use crate::report::h5::ClamPatches;
+use crate::report::heatmap::{self, Canvas};
+use crate::report::{draw, png, result};
+use crate::slide::Slide;
+use crate::tissue;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Largest downsample of overlays and heatmaps, CLAM's own.
+const VIS_DOWNSAMPLE: f64 = 32.0;
+
+/// A slide too small for that gets a finer level, so that there is something to look at.
+const VIS_SIDE: f64 = 1000.0;
+
+/// Writes `mask.png`, `overlay.png` and returns the picture under them, so that heatmaps need not
+/// read it again.
+///
+/// # Errors
+/// Naming the file, or what reading the slide returns.
+pub fn write_area(dir: &Path, prepared: &Prepared) -> Result<Picture> {
+    let picture = Picture::new(prepared)?;
+    png::write_mask(
+        &dir.join("mask.png"),
+        picture.image.width,
+        picture.image.height,
+        &picture.tissue,
+    )?;
+    let mut drawn = picture.image.clone();
+    let grid = &prepared.grid;
+    let coords: Vec<[f64; 2]> = grid.origins.iter().map(|o| o.map(|v| v as f64)).collect();
+    draw::overlay(&mut drawn, picture.downsample, &outlines(prepared), &coords, grid.size_level0);
+    png::write_rgb(&dir.join("overlay.png"), &drawn)?;
+    Ok(picture)
+}
+
+/// A slide small enough to look at, and where its tissue is.
+pub struct Picture {
+    image: RgbImage,
+    downsample: [f64; 2],
+    tissue: Vec<bool>,
+}
+
+impl Picture {
+    /// The overview of a slide with its mask; without contours all of it counts as tissue.
+    ///
+    /// # Errors
+    /// What reading the slide returns.
+    pub fn new(prepared: &Prepared) -> Result<Picture> {
+        let base = &prepared.slide.levels()[0];
+        let side = f64::from(base.width.max(base.height));
+        let wanted = VIS_DOWNSAMPLE.min(side / VIS_SIDE);
+        let (image, downsample) = overview(&prepared.slide, wanted)?;
+        let contours = prepared.contours();
+        let whole = prepared.tissue.is_none() && prepared.regions.is_empty();
+        let tissue = if whole {
+            vec![true; image.width * image.height]
+        } else {
+            let mask = tissue::rasterise(&contours, image.width, image.height, downsample);
+            mask.data.iter().map(|&v| v != 0).collect()
+        };
+        Ok(Picture { image, downsample, tissue })
+    }
+}
+
+fn outlines(prepared: &Prepared) -> Vec<geojson::Contour> {
+    let ring = |ring: &Vec<[i32; 2]>| ring.iter().map(|v| v.map(f64::from)).collect();
+    prepared
+        .contours()
+        .iter()
+        .map(|c| geojson::Contour {
+            outline: ring(&c.outer),
+            holes: c.holes.iter().map(ring).collect(),
+        })
+        .collect()
+}
+
+/// Writes `tiles.geojson` with the tissue and every given grid position.
+///
+/// # Errors
+/// Naming the file.
+pub fn write_geojson(
+    path: &Path,
+    prepared: &Prepared,
+    tiles: &[usize],
+    measurements: &[Measurement<'_>],
+) -> Result<()> {
+    let coords: Vec<[f64; 2]> =
+        tiles.iter().map(|&i| prepared.grid.origins[i].map(|v| v as f64)).collect();
+    let tiles = geojson::Tiles {
+        object: ObjectType::Tile,
+        coords: &coords,
+        side: prepared.grid.size_level0,
+        measurements,
+    };
+    geojson::write(path, &prepared.sha256, &outlines(prepared), &tiles)
+}
+
+/// Writes everything about the predictions of a slide but `result.json` into `dir`.
+///
+/// The first head's files are `attention.csv`, `heatmap.png` and `tiles.geojson`; those of further
+/// heads carry their name. A head with several attention branches has one heatmap per class.
+///
+/// # Errors
+/// Naming the file.
+pub fn write_predictions(dir: &Path, slide: &Finished, heads: &[HeadResult]) -> Result<()> {
+    let picture = write_area(dir, &slide.prepared)?;
+    let mut used: Vec<usize> = slide.bags.concat();
+    used.sort_unstable();
+    let tiles: Vec<usize> = used.iter().map(|&t| slide.tiles[t]).collect();
+    let coords: Vec<[i64; 2]> = tiles.iter().map(|&i| slide.prepared.grid.origins[i]).collect();
+    let mut measurements: Vec<(String, Vec<f64>)> = Vec::new();
+    for (i, head) in heads.iter().enumerate() {
+        let suffix = suffix(i, head);
+        let branches = branches(head, &used);
+        write_attention(dir, i, head, &coords, &branches)?;
+        for branch in branches {
+            let dash = if branch.class.is_empty() { "" } else { "-" };
+            let path = dir.join(format!("heatmap{suffix}{dash}{}.png", branch.class));
+            let raw: Vec<f64> = branch.raw.iter().map(|&v| v.into()).collect();
+            write_heatmap(&path, &picture, &coords, &raw, slide.prepared.grid.size_level0)?;
+            let of = match (heads.len(), branch.class.as_str()) {
+                (1, "") => String::new(),
+                (1, class) => format!("{class} "),
+                (_, "") => format!("{} ", head.head),
+                (_, class) => format!("{} {class} ", head.head),
+            };
+            let softmax = branch.softmax.iter().map(|&v| v.into()).collect();
+            measurements.push((format!("{of}attention percentile"), heatmap::percentiles(&raw)));
+            measurements.push((format!("{of}attention score"), raw));
+            measurements.push((format!("{of}attention weight"), softmax));
+        }
+    }
+    let measurements: Vec<Measurement<'_>> =
+        measurements.iter().map(|(name, values)| Measurement { name, values }).collect();
+    write_geojson(&dir.join("tiles.geojson"), &slide.prepared, &tiles, &measurements)
+}
+
+fn suffix(i: usize, head: &HeadResult) -> String {
+    if i == 0 { String::new() } else { format!("-{}", head.head) }
+}
+
+fn write_attention(
+    dir: &Path,
+    i: usize,
+    head: &HeadResult,
+    coords: &[[i64; 2]],
+    branches: &[Branch],
+) -> Result<()> {
+    let tables: Vec<Attention<'_>> = branches
+        .iter()
+        .map(|b| Attention { class: &b.class, raw: &b.raw, softmax: &b.softmax })
+        .collect();
+    csv::write_attention(&dir.join(format!("attention{}.csv", suffix(i, head))), coords, &tables)
+}
+
+/// One attention column of a head over the tiles that are in a bag.
+struct Branch {
+    /// Empty when the head has one branch.
+    class: String,
+    raw: Vec<f32>,
+    softmax: Vec<f32>,
+}
+
+fn branches(head: &HeadResult, used: &[usize]) -> Vec<Branch> {
+    (0..head.branches)
+        .map(|branch| {
+            let column = |values: &[f32]| -> Vec<f32> {
+                used.iter().map(|&t| values[t * head.branches + branch]).collect()
+            };
+            let class = head.classes.get(branch).filter(|_| head.branches > 1);
+            Branch {
+                class: class.cloned().unwrap_or_default(),
+                raw: column(&head.scores),
+                softmax: column(&head.attention),
+            }
+        })
+        .collect()
+}
+
+fn write_heatmap(
+    path: &Path,
+    picture: &Picture,
+    coords: &[[i64; 2]],
+    scores: &[f64],
+    side: f64,
+) -> Result<()> {
+    let canvas =
+        Canvas { image: &picture.image, downsample: picture.downsample, tissue: &picture.tissue };
+    let options = heatmap::Options::default();
+    let coords: Vec<[f64; 2]> = coords.iter().map(|c| c.map(|v| v as f64)).collect();
+    let map = heatmap::render(&canvas, &coords, side, scores, &options)?;
+    let caption = "attention percentile";
+    let legend = heatmap::with_legend(&map, options.colormap, ["0", "50", "100"], caption);
+    png::write_rgb(path, &legend)
+}
+
+/// The grid as CLAM's coordinates file, which can say only whole pixels of one level; none when
+/// tiles are resampled.
+pub fn clam_patches<'a>(
+    prepared: &Prepared,
+    slide: &'a str,
+    coords: &'a [[i64; 2]],
+) -> Option<ClamPatches<'a>> {
+    let grid = &prepared.grid;
+    let (base, level) = (&prepared.slide.levels()[0], &prepared.slide.levels()[grid.level]);
+    let level0_px = f64::from(grid.read_px) * level.downsample;
+    let exact = grid.size_px == grid.read_px && (level0_px - grid.size_level0).abs() < 0.5;
+    exact.then(|| ClamPatches {
+        slide,
+        coords,
+        patch_size: grid.read_px,
+        patch_level: grid.level as u32,
+        downsample: [
+            f64::from(base.width) / f64::from(level.width),
+            f64::from(base.height) / f64::from(level.height),
+        ],
+        level_dim: [level.width.into(), level.height.into()],
+    })
+}
+
+/// The result of a slide before anything was predicted: what is enough to tell whether a run would
+/// repeat an earlier one.
+pub fn blank_result(
+    engine: &Engine,
+    recipe_id: &str,
+    file_name: &str,
+    sha256: &str,
+    options: BTreeMap<String, serde_json::Value>,
+) -> result::SlideResult {
+    let recipe = engine.recipe();
+    result::SlideResult {
+        schema: result::SCHEMA,
+        program: result::Program::this(),
+        slide: result::Slide {
+            name: file_name.into(),
+            sha256: sha256.into(),
+            format: String::new(),
+            width: 0,
+            height: 0,
+            mpp: None,
+            objective_power: None,
+        },
+        package: result::Package {
+            name: recipe.name.clone(),
+            recipe_id: recipe_id.into(),
+            notice: recipe.notice.clone(),
+        },
+        device: result::Device {
+            kind: engine.device().split(' ').next().unwrap_or_default().into(),
+            name: engine.device().into(),
+        },
+        precision: "f16".into(),
+        options,
+        tiles: result::Tiles { grid: 0, kept: 0, dropped: BTreeMap::new(), unread: Vec::new() },
+        regions: String::new(),
+        clinical: BTreeMap::new(),
+        predictions: Vec::new(),
+        warnings: Vec::new(),
+        seconds: result::Seconds::default(),
+    }
+}
+
+/// Adds what is known of an encoded slide.
+pub fn describe(result: &mut result::SlideResult, slide: &Finished) {
+    let prepared = &slide.prepared;
+    describe_slide(&mut result.slide, &prepared.slide);
+    result.regions.clone_from(&prepared.area);
+    result.warnings.clone_from(&prepared.warnings);
+    result.tiles = tiles(prepared, &slide.tally, slide.tiles.len());
+    if slide.tally.on_missing > 0 {
+        result.warnings.push(format!(
+            "{} tiles touch areas for which the slide holds no data",
+            slide.tally.on_missing
+        ));
+    }
+    if !result.tiles.unread.is_empty() {
+        let n = result.tiles.unread.len();
+        result.warnings.push(format!("{n} tiles could not be read and were left out"));
+    }
+    let s = slide.seconds;
+    result.seconds.hash = s.hash;
+    result.seconds.prepare = s.prepare;
+    result.seconds.decode = s.decode;
+    result.seconds.encode = s.encode;
+    result.seconds.total = s.hash + s.prepare + s.total;
+}
+
+fn describe_slide(out: &mut result::Slide, slide: &Slide) {
+    out.format = slide.format().into();
+    out.width = slide.levels()[0].width.into();
+    out.height = slide.levels()[0].height.into();
+    out.objective_power = slide.objective_power();
+    out.mpp = slide.mpp().map(|m| result::Mpp { x: m.x, y: m.y, source: m.source.name().into() });
+}
+
+fn tiles(prepared: &Prepared, tally: &Tally, kept: usize) -> result::Tiles {
+    let mut dropped = BTreeMap::new();
+    let mut unread = Vec::new();
+    for (state, &[x, y]) in tally.states.iter().zip(&prepared.grid.origins) {
+        match state {
+            TileState::White => *dropped.entry("white".into()).or_insert(0) += 1,
+            TileState::Blurred => *dropped.entry("blurred".into()).or_insert(0) += 1,
+            TileState::Unread(reason) => {
+                unread.push(result::UnreadTile { x, y, reason: reason.clone() });
+            }
+            TileState::Kept | TileState::Pending => {}
+        }
+    }
+    let encodable = tally.count(|s| *s == TileState::Kept);
+    if encodable > kept {
+        dropped.insert("incomplete bag".into(), (encodable - kept) as u64);
+    }
+    result::Tiles { grid: tally.states.len() as u64, kept: kept as u64, dropped, unread }
+}
+
+/// Head results as `result.json` holds them.
+pub fn predictions(heads: &[HeadResult], bags: &[Vec<usize>]) -> Vec<result::Prediction> {
+    let outcome = |classes: &[String], probabilities: &[f64], value: Option<f64>| match value {
+        Some(value) => result::Outcome::Value { value },
+        None => result::Outcome::Classes {
+            classes: classes.to_vec(),
+            probabilities: probabilities.to_vec(),
+        },
+    };
+    heads
+        .iter()
+        .map(|head| {
+            let per_bag = head.bags.iter().zip(bags).map(|(p, bag)| result::BagPrediction {
+                tiles: bag.len() as u64,
+                logits: p.logits.clone(),
+                outcome: outcome(&head.classes, &p.probabilities, p.value),
+            });
+            result::Prediction {
+                head: head.head.clone(),
+                logits: head.logits.clone(),
+                outcome: outcome(&head.classes, &head.probabilities, head.value),
+                bags: if bags.len() > 1 { per_bag.collect() } else { Vec::new() },
+            }
+        })
+        .collect()
+}
+
+/// Why a slide has no bag to predict from.
+pub fn why_empty(result: &result::SlideResult, bag: Option<&Bag>) -> String {
+    let tiles = &result.tiles;
+    let kept = tiles.kept + tiles.dropped.get("incomplete bag").copied().unwrap_or(0);
+    let mut why = match (tiles.grid, kept, bag) {
+        (0, _, _) => format!("no tile on {}", result.regions),
+        (grid, 0, _) => {
+            let dropped: u64 = tiles.dropped.values().sum();
+            format!(
+                "none of {grid} tiles was kept ({dropped} dropped, {} unreadable)",
+                tiles.unread.len()
+            )
+        }
+        (_, kept, Some(bag)) => format!("{kept} tiles, fewer than one bag of {}", bag.size),
+        (grid, kept, None) => format!("{kept} of {grid} tiles"),
+    };
+    for warning in &result.warnings {
+        why.push_str("; ");
+        why.push_str(warning);
+    }
+    why
+}
+
+/// Writes the attention tables of a slide known by its features only. Without coordinates in the
+/// file there is nothing to place them by, and none is written.
+///
+/// # Errors
+/// Naming the file.
+pub fn write_feature_attention(
+    dir: &Path,
+    coords: Option<&[[f64; 2]]>,
+    bags: &[Vec<usize>],
+    heads: &[HeadResult],
+) -> Result<()> {
+    let Some(coords) = coords else { return Ok(()) };
+    let mut used: Vec<usize> = bags.concat();
+    used.sort_unstable();
+    let coords: Vec<[i64; 2]> = used.iter().map(|&t| coords[t].map(|v| v.round() as i64)).collect();
+    for (i, head) in heads.iter().enumerate() {
+        let branches = branches(head, &used);
+        write_attention(dir, i, head, &coords, &branches)?;
+    }
+    Ok(())
+}
+
+/// Writes `attention.csv` of a patient known by images: the image, its bag, its score and weight.
+///
+/// # Errors
+/// Naming the file.
+pub fn write_image_attention(dir: &Path, bags: &[Vec<String>], heads: &[HeadResult]) -> Result<()> {
+    for (i, head) in heads.iter().enumerate() {
+        let path = dir.join(format!("attention{}.csv", suffix(i, head)));
+        let images = bags
+            .iter()
+            .enumerate()
+            .flat_map(|(bag, images)| images.iter().map(move |image| (image.as_str(), bag)));
+        csv::write_image_attention(&path, images, &head.scores, &head.attention, head.branches)?;
+    }
+    Ok(())
+}

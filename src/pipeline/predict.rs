@@ -1,0 +1,132 @@
+//! From the features of a slide to what its heads say: bag by bag, then the mean over bags.
+
+use super::{BagPrediction, Engine};
+use crate::error::{Error, Result};
+use crate::heads::{self, clinical::Table};
+
+/// What one head says of a slide.
+#[derive(Clone, Debug)]
+pub struct HeadResult {
+    /// Name of the head.
+    pub head: String,
+    /// Class names in the order of the logits; empty for a regression.
+    pub classes: Vec<String>,
+    /// Attention columns.
+    pub branches: usize,
+    /// Mean over bags of the logits.
+    pub logits: Vec<f32>,
+    /// Mean over bags of the probabilities; empty for a regression.
+    pub probabilities: Vec<f64>,
+    /// Mean over bags of the value of a regression.
+    pub value: Option<f64>,
+    /// One prediction per bag.
+    pub bags: Vec<heads::Prediction>,
+    /// Raw attention scores, `[tiles, branches]`; not a number for a tile that is in no bag.
+    pub scores: Vec<f32>,
+    /// Softmax of the scores within their bag, likewise.
+    pub attention: Vec<f32>,
+}
+
+/// Clinical vectors of one patient, one per head, from a table of raw cells.
+///
+/// # Errors
+/// Naming patient and column: a head needs values and there is no table, or a cell is missing.
+pub fn clinical(engine: &Engine, table: Option<&Table>, patient: &str) -> Result<Vec<Vec<f32>>> {
+    let recipe = engine.recipe();
+    recipe
+        .heads
+        .iter()
+        .map(|head| match (head.clinical.is_empty(), table) {
+            (true, _) => Ok(Vec::new()),
+            (false, Some(table)) => table.vector(patient, &head.clinical),
+            (false, None) => Err(Error::usage(format!(
+                "head {} of {} needs clinical values: --clinical FILE.csv",
+                head.name, recipe.name
+            ))),
+        })
+        .collect()
+}
+
+/// Runs every head of the package over the bags of a slide. `features` is `[tiles, D]`, `bags` hold
+/// rows of it.
+///
+/// # Errors
+/// As [`Engine::predict`]; [`crate::Kind::Usage`] when there is no bag.
+pub fn predict(
+    engine: &mut Engine,
+    features: &[f32],
+    tiles: usize,
+    bags: &[Vec<usize>],
+    clinical: &[Vec<f32>],
+) -> Result<Vec<HeadResult>> {
+    if bags.is_empty() || tiles == 0 {
+        return Err(Error::usage("there is no bag to predict from"));
+    }
+    let width = features.len() / tiles;
+    let mut gathered = Vec::new();
+    let mut per_bag: Vec<Vec<BagPrediction>> = Vec::with_capacity(bags.len());
+    for bag in bags {
+        // The usual bag is all tiles in order; only others need a copy.
+        let whole = bag.len() == tiles && bag.iter().enumerate().all(|(i, &row)| i == row);
+        let rows = if whole {
+            features
+        } else {
+            gathered.clear();
+            for &row in bag {
+                gathered.extend_from_slice(&features[row * width..][..width]);
+            }
+            &gathered
+        };
+        per_bag.push(engine.predict(bag.len(), rows, clinical)?);
+    }
+    let heads: Vec<_> =
+        engine.heads().map(|h| (h.name.clone(), h.classes.clone(), h.branches)).collect();
+    Ok(heads
+        .into_iter()
+        .enumerate()
+        .map(|(i, (head, classes, branches))| {
+            let bag_results: Vec<&BagPrediction> = per_bag.iter().map(|heads| &heads[i]).collect();
+            let mut result = mean(&bag_results);
+            (result.head, result.classes, result.branches) = (head, classes, branches);
+            result.scores = vec![f32::NAN; tiles * branches];
+            result.attention = result.scores.clone();
+            for (bag, prediction) in bags.iter().zip(&bag_results) {
+                let attention = heads::attention(&prediction.scores, branches);
+                for (from, &row) in bag.iter().enumerate() {
+                    let (from, to) = (from * branches, row * branches);
+                    result.scores[to..to + branches]
+                        .copy_from_slice(&prediction.scores[from..from + branches]);
+                    result.attention[to..to + branches]
+                        .copy_from_slice(&attention[from..from + branches]);
+                }
+            }
+            result
+        })
+        .collect())
+}
+
+/// The mean over bags, summed in bag order.
+fn mean(bags: &[&BagPrediction]) -> HeadResult {
+    let n = bags.len() as f64;
+    let column = |values: &dyn Fn(&heads::Prediction) -> Vec<f64>| -> Vec<f64> {
+        let mut sums: Vec<f64> = Vec::new();
+        for bag in bags {
+            let values = values(&bag.prediction);
+            sums.resize(values.len(), 0.0);
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+        sums.into_iter().map(|sum| sum / n).collect()
+    };
+    let logits = column(&|p| p.logits.iter().map(|&x| f64::from(x)).collect());
+    HeadResult {
+        head: String::new(),
+        classes: Vec::new(),
+        branches: 0,
+        logits: logits.into_iter().map(|x| x as f32).collect(),
+        probabilities: column(&|p| p.probabilities.clone()),
+        value: column(&|p| p.value.into_iter().collect()).first().copied(),
+        bags: bags.iter().map(|b| b.prediction.clone()).collect(),
+        scores: Vec::new(),
+        attention: Vec::new(),
+    }
+}
