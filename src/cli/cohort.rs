@@ -137,7 +137,12 @@ impl Cohort {
 
     fn write(&self) -> Result<()> {
         csv::write_status(&self.out.join("status.csv"), &self.rows)?;
-        csv::write_predictions(&self.out.join("predictions.csv"), &self.predictions)
+        let predictions = self.out.join("predictions.csv");
+        // A run that only makes features has none; an older table must not outlive its run.
+        if self.predictions.is_empty() && !predictions.exists() {
+            return Ok(());
+        }
+        csv::write_predictions(&predictions, &self.predictions)
     }
 
     /// Writes the tables and says how it went.
