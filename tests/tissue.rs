@@ -1,5 +1,5 @@
 //! Contours, segmentation, tile coordinates and region tiles against OpenCV and the oracle in
-//! `tests/oracles/tiling.py` (`tests/golden/tissue/make.py`).
+//! `tests/golden/tissue/tiling.py` (`make.py` beside it).
 
 use histokern::image::{GrayImage, RgbImage, colour};
 use histokern::recipe::{ClamTissue, Select, Tiles};

@@ -211,6 +211,10 @@ impl<'a> TileReader<'a> {
         if state != TileState::Kept {
             return (state, missing);
         }
+        if g.resized_px == g.input_px {
+            g.to_input.run(&tile.data, out, rows);
+            return (TileState::Kept, missing);
+        }
         shape(resized, g.resized_px);
         g.to_input.run(&tile.data, &mut resized.data, rows);
         match resized.center_crop(g.input_px) {

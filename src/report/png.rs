@@ -24,15 +24,6 @@ pub fn write_rgb(path: &Path, image: &RgbImage) -> Result<()> {
     atomic::write(path, |w| encode_rgb(w, image))
 }
 
-/// Writes `[H, W]` grey values to `path`.
-///
-/// # Errors
-/// Naming the file.
-pub fn write_grey(path: &Path, width: usize, height: usize, grey: &[u8]) -> Result<()> {
-    let size = [width, height, 1];
-    atomic::write(path, |w| encode(w, size, grey, ColorType::Grayscale, BitDepth::Eight))
-}
-
 /// Writes an `[H, W]` mask to `path`, white where true, one bit a pixel.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden data for tests/tissue.rs, from OpenCV and tests/oracles/tiling.py.
+"""Golden data for tests/tissue.rs, from OpenCV and tiling.py beside it.
 
 Needs: numpy pillow opencv-python-headless openslide-python openslide-bin. Run in this folder as
 `make.py CMU-1-Small-Region.svs` (OpenSlide's public test slide); writes contours.json,
@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "oracles"))
 import tiling
 
 
