@@ -1,12 +1,10 @@
 //! Every op on the CPU backend: right against the reference, and the same bits however it is run.
 
-#[path = "ops/cases.rs"]
-mod cases;
 #[path = "ops/golden.rs"]
 mod golden;
 
-use cases::{Case, Numbers, Values};
 use histokern::Result;
+use histokern::backend::cases::{self, Case, Numbers, Values};
 use histokern::backend::check::{Deviation, run_once};
 use histokern::backend::{Backend, Input};
 use histokern::cpu::{CpuBackend, Isa};

@@ -5,11 +5,12 @@ use super::{Backend, Input};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::reference::{self, Rounding};
+use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
 
 /// The distance of some numbers from those they are measured against.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Deviation {
     /// How many numbers were compared.
     pub count: usize,

@@ -1,11 +1,20 @@
-//! The seam between a network and the machine that runs it: one virtual call per batch.
+//! The seam between a network and the machine that runs it: one virtual call per batch, or two when
+//! a machine works on several batches at once.
 
+pub mod cases;
 pub mod check;
+pub mod measure;
+mod oracle;
+mod several;
+pub mod suite;
 
 pub use crate::graph::Input;
+pub use oracle::Oracle;
+pub use several::Several;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::graph::Graph;
+use std::ops::DerefMut;
 use std::sync::Arc;
 
 /// A machine that can run graphs.
@@ -13,7 +22,8 @@ pub trait Backend: Send + Sync {
     /// What it is, as written into results: `cpu (avx512, 2 threads)`.
     fn name(&self) -> String;
 
-    /// Readies a graph: packs its weights and plans its arena for up to `max_rows` rows.
+    /// Readies a graph: packs its weights and plans its arena for up to `max_rows` rows. With 0 rows
+    /// only the weights are readied, and [`Session::reserve`] makes room.
     ///
     /// # Errors
     /// [`crate::Kind::Device`] or [`crate::Kind::Limit`] when it does not fit the machine.
@@ -28,7 +38,7 @@ pub trait Session: Send {
     /// Grows the arena to at least `rows`; weights stay as they are.
     ///
     /// # Errors
-    /// As [`Backend::prepare`].
+    /// As [`Backend::prepare`]; after [`crate::Kind::Limit`] a smaller number may still fit.
     fn reserve(&mut self, rows: usize) -> Result<()>;
 
     /// Runs `rows` rows and fills `outputs`, one slice per graph output in f32, `[rows, ..shape]`
@@ -39,4 +49,84 @@ pub trait Session: Send {
     /// [`crate::Kind::Usage`] when a slice has the wrong length, [`crate::Kind::Device`] when the
     /// machine fails.
     fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()>;
+
+    /// As [`Session::run`], and adds to `seconds`, one number per step of the graph, what each step
+    /// took. `false` when this session cannot tell, and nothing has run.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_timed(
+        &mut self,
+        _rows: usize,
+        _inputs: &[Input<'_>],
+        _outputs: &mut [&mut [f32]],
+        _seconds: &mut [f64],
+    ) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// The session as one that overlaps batches, for graphs whose only input is pixels on machines
+    /// that copy and compute at the same time.
+    fn overlapped(&mut self) -> Option<&mut dyn Overlapped> {
+        None
+    }
+}
+
+/// Host memory for the pixels of a batch.
+pub type HostMemory = Box<dyn DerefMut<Target = [u8]> + Send>;
+
+/// A session that works on several batches at once: one is copied in while another is computed and
+/// the results of a third are copied out. The bits are those of [`Session::run`].
+pub trait Overlapped {
+    /// Batches that may be under way: submitted and not yet collected.
+    fn lanes(&mut self) -> usize;
+
+    /// Host memory that this machine copies from without help of the CPU. Any other host memory may
+    /// be submitted too.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Device`] when there is none left.
+    fn lend(&mut self, bytes: usize) -> Result<HostMemory>;
+
+    /// Starts a batch whose pixels `[rows, H, W, 3]` stand at the front of `pixels`, and keeps that
+    /// memory until the batch is collected.
+    ///
+    /// # Errors
+    /// As [`Session::run`]; [`crate::Kind::Usage`] when every lane is taken.
+    fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()>;
+
+    /// Waits for the oldest batch, fills `outputs` as [`Session::run`] does and gives the memory of
+    /// the pixels back.
+    ///
+    /// # Errors
+    /// As [`Session::run`]; [`crate::Kind::Usage`] when no batch is under way.
+    fn collect(&mut self, outputs: &mut [&mut [f32]]) -> Result<HostMemory>;
+}
+
+/// Readies a graph for `rows` rows, or for half as many, or half of that, until it fits the machine.
+/// The text says so when it came to that. Only for graphs whose rows do not depend on each other.
+///
+/// # Errors
+/// As [`Backend::prepare`], when not even one row fits.
+pub fn prepare_fitting(
+    backend: &dyn Backend,
+    graph: Arc<Graph>,
+    rows: usize,
+) -> Result<(Box<dyn Session>, Option<String>)> {
+    let name = graph.name.clone();
+    let mut session = backend.prepare(graph, 0)?;
+    let mut fitting = rows.max(1);
+    let mut first: Option<Error> = None;
+    loop {
+        match session.reserve(fitting) {
+            Ok(()) => break,
+            Err(error) if error.kind() == Kind::Limit && fitting > 1 => {
+                first.get_or_insert(error);
+                fitting /= 2;
+            }
+            Err(error) => return Err(error.context(name)),
+        }
+    }
+    let note = first.map(|why| format!("{name}: batches of {fitting} instead of {rows}: {why}"));
+    Ok((session, note))
 }

@@ -1,13 +1,13 @@
 //! Layers over a bag of instances: attention scores, attention pooling, one classifier a branch.
 
 use super::conv::weights;
-use super::kernels::{Kernels, MAX_COLUMNS};
-use super::layer::{Layer, Site, numbers};
+use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
+use super::layer::{Layer, Site, halves, vector};
 use super::math;
 use super::matmul::{Block, Weights};
 use super::memory::View;
 use super::vector::Finish;
-use crate::graph::{Act, Dense, Graph, ParamData, ParamId};
+use crate::graph::{Act, Dense, Graph, ParamId};
 
 /// A linear layer inside a larger step.
 struct Linear {
@@ -20,8 +20,7 @@ impl Linear {
     fn new(graph: &Graph, dense: Dense, kernels: &'static Kernels) -> Linear {
         let weights = weights(graph, dense.weight, kernels);
         let k = weights.filters();
-        let bias = dense.bias.map_or_else(|| vec![0.0; k], |id| numbers(graph, id).to_vec());
-        Linear { weights, scale: vec![1.0; k], bias }
+        Linear { weights, scale: vec![1.0; k], bias: vector(graph, dense.bias, k, 0.0) }
     }
 }
 
@@ -70,13 +69,13 @@ impl AttentionScore {
 }
 
 impl Layer for AttentionScore {
-    fn hidden(&self) -> usize {
-        self.v.weights.filters()
+    fn scratch(&self) -> usize {
+        self.v.weights.filters() * MAX_ROWS
     }
 
     fn run(&self, site: &Site<'_>) {
         let x = site.inputs[0];
-        let width = self.hidden();
+        let width = self.v.weights.filters();
         let rows = self.v.weights.blocks(x.positions(), 1)[0];
         site.sink.fill(&site.on, [rows, site.sink.channels()], |part, scratch| {
             let (first, rows) = (part.positions.start, part.positions.len());
@@ -156,7 +155,7 @@ fn softmax(kernels: &Kernels, scores: &View, branch: usize, weights: &mut [f32])
     let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut total = 0f64;
     for weight in weights.iter_mut() {
-        *weight = math::exp(*weight - largest);
+        *weight = math::exp(*weight as f64 - largest as f64);
         total += *weight as f64;
     }
     weights.iter_mut().for_each(|w| *w = (*w as f64 / total) as f32);
@@ -176,10 +175,9 @@ impl RowDot {
         weight: ParamId,
         bias: Option<ParamId>,
     ) -> RowDot {
-        let param = graph.param(weight);
-        let ParamData::F16(data) = &param.data else { unreachable!("checked when built") };
-        let bias = bias.map_or_else(|| vec![0.0; param.shape[0]], |b| numbers(graph, b).to_vec());
-        RowDot { kernels, weight: data.iter().map(|w| w.to_f32()).collect(), bias }
+        let bias = vector(graph, bias, graph.param(weight).shape[0], 0.0);
+        let weight = halves(graph, weight).iter().map(|w| w.to_f32()).collect();
+        RowDot { kernels, weight, bias }
     }
 }
 

@@ -1,29 +1,58 @@
 //! Convolutions and linear layers as an implicit matrix product: one row for each output position,
 //! its taps gathered straight from the input, zeros where the window hangs over the edge.
 
-use super::kernels::{Kernels, MAX_COLUMNS};
-use super::layer::{Layer, Site, numbers};
+use super::kernels::{Kernels, MAX_COLUMNS, MAX_DEPTH};
+use super::layer::{Layer, Site, halves, numbers, vector};
 use super::matmul::Weights;
 use super::memory::View;
+use super::strips::Strips;
 use super::vector::Finish;
-use crate::graph::{Act, Epilogue, Graph, Op, ParamData, ParamId, Shape, Step, Window};
+use crate::graph::{Act, Epilogue, Graph, Op, ParamId, Shape, Step, Window};
+use half::f16;
 use std::ops::Range;
 
 /// A convolution; a linear layer is one of a `1 x 1` kernel over `1 x 1` maps.
 pub(super) struct Conv {
     kernels: &'static Kernels,
     weights: Weights,
-    scale: Vec<f32>,
-    bias: Vec<f32>,
-    act: Act,
+    after: After,
+    /// Scale and bias of the input's channels, then ReLU and FP16.
+    before: Option<[Vec<f32>; 2]>,
     taps: Taps,
+    strips: Option<Strips>,
+}
+
+/// An epilogue but for the residual.
+pub(super) struct After {
+    pub scale: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub act: Act,
+}
+
+impl After {
+    pub fn new(graph: &Graph, epilogue: &Epilogue, filters: usize) -> After {
+        let Epilogue { scale, bias, act, residual: _ } = *epilogue;
+        let scale = vector(graph, scale, filters, 1.0);
+        After { scale, bias: vector(graph, bias, filters, 0.0), act }
+    }
+
+    /// What turns the sums of some columns into values.
+    pub fn finish<'a>(&'a self, columns: &Range<usize>, residual: Option<&'a [f32]>) -> Finish<'a> {
+        let (scale, bias) = (&self.scale[columns.clone()], &self.bias[columns.clone()]);
+        Finish { scale, bias, residual, act: self.act }
+    }
 }
 
 impl Conv {
     pub fn new(graph: &Graph, step: &Step, kernels: &'static Kernels) -> Conv {
-        let (weight, window, epilogue) = match step.op {
-            Op::Conv2d { weight, window, epilogue } => (weight, window, epilogue),
-            Op::Linear { weight, epilogue } => (weight, Window::square(1, 1, 0), epilogue),
+        let point = Window::square(1, 1, 0);
+        let (weight, window, epilogue, before) = match step.op {
+            Op::Conv2d { weight, window, epilogue } => (weight, window, epilogue, None),
+            Op::Linear { weight, epilogue } => (weight, point, epilogue, None),
+            Op::PreactConv1x1 { scale, bias, weight, epilogue } => {
+                let before = [scale, bias].map(|id| numbers(graph, id).to_vec());
+                (weight, point, epilogue, Some(before))
+            }
             _ => unreachable!("only convolutions and linear layers come here"),
         };
         let size = |shape: Shape| match shape {
@@ -31,50 +60,55 @@ impl Conv {
             _ => [1, 1],
         };
         let input = graph.shape(step.inputs[0]);
-        let taps = Taps {
-            window,
-            input: size(input),
-            output: size(graph.shape(step.output)),
-            channels: input.channels(),
-        };
-        let k = graph.param(weight).shape[0];
-        let vector = |id: Option<ParamId>, absent: f32| {
-            id.map_or_else(|| vec![absent; k], |id| numbers(graph, id).to_vec())
-        };
-        let Epilogue { scale, bias, act, .. } = epilogue;
-        Conv {
-            kernels,
-            weights: weights(graph, weight, kernels),
-            scale: vector(scale, 1.0),
-            bias: vector(bias, 0.0),
-            act,
-            taps,
+        let (from, to, channels) = (size(input), size(graph.shape(step.output)), input.channels());
+        let taps = Taps { window, input: from, output: to, channels };
+        let strips = Strips::new(window, from, to, channels);
+        let weights = weights(graph, weight, kernels);
+        let after = After::new(graph, &epilogue, weights.filters());
+        Conv { kernels, weights, after, before, taps, strips }
+    }
+
+    /// Writes what one output position multiplies with the weights, for a part of the reduction.
+    fn gather(&self, x: &View, position: usize, depths: Range<usize>, to: &mut [f32]) {
+        self.taps.gather(self.kernels, x, position, depths.clone(), to);
+        if let Some([scale, bias]) = &self.before {
+            let (scale, bias) = (&scale[depths.clone()], &bias[depths]);
+            self.kernels.finish(to, &Finish { scale, bias, residual: None, act: Act::Relu });
+            let mut rounded = [f16::ZERO; MAX_DEPTH];
+            let rounded = &mut rounded[..to.len()];
+            self.kernels.narrow(to, rounded);
+            self.kernels.widen(rounded, to);
         }
     }
 }
 
 /// Packs an f16 weight.
 pub(super) fn weights(graph: &Graph, id: ParamId, kernels: &'static Kernels) -> Weights {
-    let param = graph.param(id);
-    let ParamData::F16(data) = &param.data else {
-        unreachable!("checked when the graph was built")
-    };
-    Weights::pack(kernels, data, param.shape[0])
+    Weights::pack(kernels, halves(graph, id), graph.param(id).shape[0])
 }
 
 impl Layer for Conv {
+    fn scratch(&self) -> usize {
+        self.strips.as_ref().map_or(0, Strips::len)
+    }
+
     fn run(&self, site: &Site<'_>) {
         let x = site.inputs[0];
         let sizes = self.weights.blocks(site.sink.positions(), site.on.team.threads());
         site.sink.fill(&site.on, sizes, |part, scratch| {
             let (first, columns) = (part.positions.start, part.channels.clone());
-            let block = &mut scratch.block;
-            self.weights.multiply(
-                block,
-                part.positions.len(),
-                columns.clone(),
-                |row, depths, to| self.taps.gather(self.kernels, &x, first + row, depths, to),
-            );
+            let (block, rows) = (&mut scratch.block, part.positions.len());
+            if let Some(strips) = self.strips.as_ref().filter(|_| x.is_dense()) {
+                let lines = &mut scratch.hidden[..strips.len()];
+                strips.fill(self.kernels, &x, part.positions.clone(), lines);
+                self.weights.multiply(block, rows, columns.clone(), |row, _, to| {
+                    strips.gather(lines, first, first + row, to)
+                });
+            } else {
+                self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
+                    self.gather(&x, first + row, depths, to)
+                });
+            }
             let mut added = [0.0; MAX_COLUMNS];
             let added = &mut added[..columns.len()];
             for (row, position) in part.positions.clone().enumerate() {
@@ -83,9 +117,7 @@ impl Layer for Conv {
                     self.kernels.widen(r.at(position, columns.clone()), added);
                     &*added
                 });
-                let (scale, bias) = (&self.scale[columns.clone()], &self.bias[columns.clone()]);
-                let act = self.act;
-                self.kernels.finish(sums, &Finish { scale, bias, residual, act });
+                self.kernels.finish(sums, &self.after.finish(&columns, residual));
                 part.put(position, columns.start, sums);
             }
         });

@@ -1,4 +1,4 @@
-//! Steps that only move numbers: normalised pixels, flattening, copies into slices.
+//! Steps that only move numbers: normalised pixels, patches, flattening, copies into slices.
 
 use super::layer::{Layer, Site};
 use half::f16;
@@ -17,16 +17,53 @@ impl Normalize {
         let table = std::array::from_fn(|x| std::array::from_fn(|i| unit(x, i)));
         Normalize { table: Box::new(table) }
     }
+
+    /// The values of no more pixels than there is room for.
+    fn pixels<'a>(&self, pixels: &[[u8; 3]], to: &'a mut [[f32; 3]]) -> &'a [f32] {
+        for (to, rgb) in to.iter_mut().zip(pixels) {
+            *to = std::array::from_fn(|i| self.table[usize::from(rgb[i])][i]);
+        }
+        to[..pixels.len()].as_flattened()
+    }
 }
 
 impl Layer for Normalize {
     fn run(&self, site: &Site<'_>) {
         let (pixels, _) = site.pixels.as_chunks::<3>();
         site.sink.fill(&site.on, [POSITIONS, 3], |part, _| {
+            let mut value = [[0f32; 3]; 64];
+            for start in part.positions.clone().step_by(value.len()) {
+                let run = &pixels[start..(start + value.len()).min(part.positions.end)];
+                part.put_positions(start, self.pixels(run, &mut value));
+            }
+        });
+    }
+}
+
+/// Normalised pixels, those of a square side by side.
+pub(super) struct Patches {
+    pub normalize: Normalize,
+    pub side: usize,
+    /// Patches to a line of the output.
+    pub across: usize,
+}
+
+impl Layer for Patches {
+    fn run(&self, site: &Site<'_>) {
+        let (pixels, _) = site.pixels.as_chunks::<3>();
+        let (side, across) = (self.side, self.across);
+        site.sink.fill(&site.on, [64, 3 * side * side], |part, _| {
             for position in part.positions.clone() {
-                let rgb = pixels[position].map(usize::from);
-                let value: [f32; 3] = std::array::from_fn(|i| self.table[rgb[i]][i]);
-                part.put(position, 0, &value);
+                // Lines of patches are counted through all images.
+                let corner = (position / across * side * across + position % across) * side;
+                for r in 0..side {
+                    let line = &pixels[corner + r * side * across..][..side];
+                    let mut value = [[0f32; 3]; 64];
+                    for (i, run) in line.chunks(value.len()).enumerate() {
+                        let channel = 3 * (r * side + i * value.len());
+                        part.put(position, channel, self.normalize.pixels(run, &mut value));
+                    }
+                }
             }
         });
     }

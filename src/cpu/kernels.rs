@@ -3,7 +3,7 @@
 //! A [`Kernels`] can only be had from [`Kernels::of`], which asks the processor first: holding one
 //! is the proof that its functions may be called.
 
-use super::vector::{self, Finish, tile};
+use super::vector::{self, Finish, Norm, tile};
 use crate::error::{Error, Result};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -114,6 +114,8 @@ pub(super) struct Kernels {
     widen: unsafe fn(&[f16], &mut [f32]),
     narrow: unsafe fn(&[f32], &mut [f16]),
     finish: unsafe fn(&mut [f32], &Finish<'_>),
+    normalize: unsafe fn(&mut [f32], &Norm<'_>),
+    exponentials: unsafe fn(&mut [f32], f64) -> f64,
 }
 
 impl Kernels {
@@ -180,11 +182,24 @@ impl Kernels {
         // SAFETY: the processor has the instruction set (see the module).
         unsafe { (self.finish)(sums, with) }
     }
+
+    /// Normalises a group of channels in place: see [`vector::normalize`].
+    pub fn normalize(&self, values: &mut [f32], with: &Norm<'_>) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.normalize)(values, with) }
+    }
+
+    /// `exp((x - largest) * scale)` in place, and the sum of that: a softmax before its division.
+    pub fn exponentials(&self, values: &mut [f32], scale: f64) -> f64 {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.exponentials)(values, scale) }
+    }
 }
 
 /// Compiles the loops of [`vector`] for an instruction set.
 macro_rules! compiled {
-    ($features:literal, $tile:ident, $finish:ident, $register:ty, $vectors:literal) => {
+    ($features:literal, [$tile:ident, $finish:ident, $normalize:ident, $exponentials:ident],
+        $register:ty, $vectors:literal) => {
         #[target_feature(enable = $features)]
         unsafe fn $tile<const MR: usize>(
             a: *const f32,
@@ -201,14 +216,23 @@ macro_rules! compiled {
         fn $finish(sums: &mut [f32], with: &Finish<'_>) {
             vector::finish(sums, with);
         }
+
+        #[target_feature(enable = $features)]
+        fn $normalize(values: &mut [f32], with: &Norm<'_>) {
+            vector::normalize(values, with);
+        }
+
+        #[target_feature(enable = $features)]
+        fn $exponentials(values: &mut [f32], scale: f64) -> f64 {
+            vector::exponentials(values, scale)
+        }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
 compiled!(
     "avx512f,avx512bw,avx512vl,avx2,fma,f16c",
-    tile_avx512,
-    finish_avx512,
+    [tile_avx512, finish_avx512, normalize_avx512, exponentials_avx512],
     std::arch::x86_64::__m512,
     2
 );
@@ -225,10 +249,17 @@ static AVX512: Kernels = Kernels {
     widen: vector::x86::widen_avx512,
     narrow: vector::x86::narrow_avx512,
     finish: finish_avx512,
+    normalize: normalize_avx512,
+    exponentials: exponentials_avx512,
 };
 
 #[cfg(target_arch = "x86_64")]
-compiled!("avx2,fma,f16c", tile_avx2, finish_avx2, std::arch::x86_64::__m256, 2);
+compiled!(
+    "avx2,fma,f16c",
+    [tile_avx2, finish_avx2, normalize_avx2, exponentials_avx2],
+    std::arch::x86_64::__m256,
+    2
+);
 #[cfg(target_arch = "x86_64")]
 static AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
@@ -237,10 +268,17 @@ static AVX2: Kernels = Kernels {
     widen: vector::x86::widen_avx2,
     narrow: vector::x86::narrow_avx2,
     finish: finish_avx2,
+    normalize: normalize_avx2,
+    exponentials: exponentials_avx2,
 };
 
 #[cfg(target_arch = "aarch64")]
-compiled!("neon", tile_neon, finish_neon, std::arch::aarch64::float32x4_t, 4);
+compiled!(
+    "neon",
+    [tile_neon, finish_neon, normalize_neon, exponentials_neon],
+    std::arch::aarch64::float32x4_t,
+    4
+);
 #[cfg(target_arch = "aarch64")]
 static NEON: Kernels = Kernels {
     isa: Isa::Neon,
@@ -249,6 +287,8 @@ static NEON: Kernels = Kernels {
     widen: |from, to| from.convert_to_f32_slice(to),
     narrow: |from, to| to.convert_from_f32_slice(from),
     finish: finish_neon,
+    normalize: normalize_neon,
+    exponentials: exponentials_neon,
 };
 
 static PORTABLE: Kernels = Kernels {
@@ -258,6 +298,8 @@ static PORTABLE: Kernels = Kernels {
     widen: |from, to| from.convert_to_f32_slice(to),
     narrow: |from, to| to.convert_from_f32_slice(from),
     finish: vector::finish,
+    normalize: vector::normalize,
+    exponentials: vector::exponentials,
 };
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use super::matmul::Block;
 use super::memory::{Aligned, Machine, Sink, View};
 use crate::graph::{Graph, ParamData, ParamId};
+use half::f16;
 use std::sync::Mutex;
 
 /// A step with its weights packed.
@@ -11,8 +12,8 @@ pub(super) trait Layer: Send + Sync {
     /// Executes the step.
     fn run(&self, site: &Site<'_>);
 
-    /// f32 elements of [`Scratch::hidden`] it needs for each row of a block.
-    fn hidden(&self) -> usize {
+    /// f32 elements of [`Scratch::hidden`] it needs.
+    fn scratch(&self) -> usize {
         0
     }
 
@@ -27,7 +28,7 @@ pub(super) trait Layer: Send + Sync {
 /// Where a layer runs: its inputs, its output and the machine.
 pub(super) struct Site<'a> {
     pub on: Machine<'a>,
-    /// The pixels of a [`Op::Normalize`].
+    /// The pixels of an `Op::Normalize` or `Op::Patches`.
     pub pixels: &'a [u8],
     /// Its inputs; a single one stands twice.
     pub inputs: [View; 2],
@@ -39,7 +40,8 @@ pub(super) struct Site<'a> {
 /// The private memory of a worker.
 pub(super) struct Scratch {
     pub block: Block,
-    pub hidden: Vec<f32>,
+    /// Room for what a layer keeps between two steps of its own, at a cache line.
+    pub hidden: Aligned<f32>,
 }
 
 /// The numbers of an f32 parameter.
@@ -47,5 +49,18 @@ pub(super) fn numbers(graph: &Graph, id: ParamId) -> &[f32] {
     match &graph.param(id).data {
         ParamData::F32(v) => v,
         ParamData::F16(_) => unreachable!("checked when the graph was built"),
+    }
+}
+
+/// The numbers of an f32 vector, or `absent` for each of `n` channels.
+pub(super) fn vector(graph: &Graph, id: Option<ParamId>, n: usize, absent: f32) -> Vec<f32> {
+    id.map_or_else(|| vec![absent; n], |id| numbers(graph, id).to_vec())
+}
+
+/// The numbers of an f16 parameter.
+pub(super) fn halves(graph: &Graph, id: ParamId) -> &[f16] {
+    match &graph.param(id).data {
+        ParamData::F16(v) => v,
+        ParamData::F32(_) => unreachable!("checked when the graph was built"),
     }
 }

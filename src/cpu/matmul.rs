@@ -1,4 +1,4 @@
-//! Blocks of `x w`: the part shared by convolutions and linear layers.
+//! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS};
 use super::memory::Aligned;
@@ -26,29 +26,80 @@ impl Block {
     }
 }
 
-/// Weights `[K, depth]` packed for the tiles of an instruction set: panels of
-/// `[depth][columns]` f32, the last one padded with zero filters.
+/// The right-hand side of a product, packed for the tiles of an instruction set: panels of
+/// `[depth][columns]` f32 at cache lines, the last one padded with zeros. A slot is a column of
+/// all panels together.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    pub kernels: &'static Kernels,
+    pub data: &'a [f32],
+    pub depth: usize,
+}
+
+impl Panels<'_> {
+    /// Leaves in `block` the sums of some rows and slots. `pack(row, depths, to)` writes the
+    /// left-hand side of one row of the block for a part of the reduction.
+    pub fn multiply(
+        &self,
+        block: &mut Block,
+        rows: usize,
+        slots: Range<usize>,
+        pack: impl Fn(usize, Range<usize>, &mut [f32]),
+    ) {
+        let width = self.kernels.columns;
+        assert!(rows <= MAX_ROWS && slots.len() <= MAX_COLUMNS);
+        assert!(slots.start.is_multiple_of(width));
+        // Parts of equal depth, so that none is left too shallow to be worth its loads and stores.
+        let step = self.depth.div_ceil(self.depth.div_ceil(MAX_DEPTH));
+        for start in (0..self.depth).step_by(step) {
+            let depths = start..(start + step).min(self.depth);
+            for row in 0..rows {
+                pack(row, depths.clone(), &mut block.a[row * A_PITCH..][..depths.len()]);
+            }
+            for slot in slots.clone().step_by(width) {
+                let panel = &self.data[slot * self.depth..][..width * self.depth];
+                let b = &panel[depths.start * width..depths.end * width];
+                let c = &mut block.c[slot - slots.start..];
+                self.kernels.multiply(&block.a, b, rows, c, start == 0);
+            }
+        }
+    }
+}
+
+/// Packed weights `[K, depth]`, or several such parts whose sums are wanted together: then panels
+/// of the parts take turns.
 pub(super) struct Weights {
     kernels: &'static Kernels,
     panels: Aligned<f32>,
     depth: usize,
     filters: usize,
+    parts: usize,
 }
 
 impl Weights {
     pub fn pack(kernels: &'static Kernels, weight: &[f16], filters: usize) -> Weights {
-        let depth = weight.len() / filters;
+        Weights::pack_parts(kernels, weight, [filters, 1], |filter, _| filter)
+    }
+
+    /// Packs `[filters, parts]` rows of a weight, of which `row` gives the index.
+    pub fn pack_parts(
+        kernels: &'static Kernels,
+        weight: &[f16],
+        [filters, parts]: [usize; 2],
+        row: impl Fn(usize, usize) -> usize,
+    ) -> Weights {
+        let depth = weight.len() / (filters * parts);
         let width = kernels.columns;
-        let mut panels = Aligned::zeros(filters.next_multiple_of(width) * depth);
-        let mut filter = vec![0.0; depth];
-        for (k, row) in weight.chunks_exact(depth).enumerate() {
-            kernels.widen(row, &mut filter);
-            let panel = &mut panels[k / width * width * depth..];
-            for (i, &w) in filter.iter().enumerate() {
+        let mut panels = Aligned::zeros(filters.next_multiple_of(width) * parts * depth);
+        let mut numbers = vec![0.0; depth];
+        for (k, part) in (0..filters).flat_map(|k| (0..parts).map(move |part| (k, part))) {
+            kernels.widen(&weight[row(k, part) * depth..][..depth], &mut numbers);
+            let panel = &mut panels[(k / width * parts + part) * width * depth..];
+            for (i, &w) in numbers.iter().enumerate() {
                 panel[i * width + k % width] = w;
             }
         }
-        Weights { kernels, panels, depth, filters }
+        Weights { kernels, panels, depth, filters, parts }
     }
 
     pub fn filters(&self) -> usize {
@@ -62,7 +113,7 @@ impl Weights {
         let whole = MAX_ROWS / self.kernels.rows() * self.kernels.rows();
         let even = positions.div_ceil(count(positions, whole).max(1));
         let rows = even.next_multiple_of(self.kernels.rows()).min(whole);
-        let mut columns = MAX_COLUMNS;
+        let mut columns = MAX_COLUMNS / self.parts;
         let enough = if threads == 1 { 1 } else { 2 * threads };
         while count(positions, rows) * count(self.filters, columns) < enough
             && columns > 2 * self.kernels.columns
@@ -81,22 +132,19 @@ impl Weights {
         columns: Range<usize>,
         pack: impl Fn(usize, Range<usize>, &mut [f32]),
     ) {
+        assert!(columns.end <= self.filters);
+        let end = columns.end.next_multiple_of(self.kernels.columns);
+        let slots = columns.start * self.parts..end * self.parts;
+        let panels = Panels { kernels: self.kernels, data: &self.panels, depth: self.depth };
+        panels.multiply(block, rows, slots, pack);
+    }
+
+    /// Copies the sums of one part of a row, from the first column that was multiplied on.
+    pub fn part(&self, block: &Block, row: usize, part: usize, to: &mut [f32]) {
         let width = self.kernels.columns;
-        assert!(rows <= MAX_ROWS && columns.len() <= MAX_COLUMNS);
-        assert!(columns.start.is_multiple_of(width) && columns.end <= self.filters);
-        // Parts of equal depth, so that none is left too shallow to be worth its loads and stores.
-        let step = self.depth.div_ceil(self.depth.div_ceil(MAX_DEPTH));
-        for start in (0..self.depth).step_by(step) {
-            let depths = start..(start + step).min(self.depth);
-            for row in 0..rows {
-                pack(row, depths.clone(), &mut block.a[row * A_PITCH..][..depths.len()]);
-            }
-            for column in columns.clone().step_by(width) {
-                let panel = &self.panels[column * self.depth..][..width * self.depth];
-                let b = &panel[depths.start * width..depths.end * width];
-                let c = &mut block.c[column - columns.start..];
-                self.kernels.multiply(&block.a, b, rows, c, start == 0);
-            }
+        for (i, to) in to.chunks_mut(width).enumerate() {
+            let slot = (i * self.parts + part) * width;
+            to.copy_from_slice(&block.c[row * C_PITCH + slot..][..to.len()]);
         }
     }
 }

@@ -172,13 +172,27 @@ impl Sink {
         block: [usize; 2],
         work: impl Fn(&mut Part<'_>, &mut Scratch) + Sync,
     ) {
-        let across = self.channels.div_ceil(block[1]);
-        on.team.each(self.positions.div_ceil(block[0]) * across, |worker, task| {
-            let (p, c) = (task / across * block[0], task % across * block[1]);
+        self.fill_rows(on, self.positions, block, work);
+    }
+
+    /// As [`Sink::fill`], with rectangles that do not reach from one row of `row` positions into
+    /// the next.
+    pub fn fill_rows(
+        &self,
+        on: &Machine<'_>,
+        row: usize,
+        block: [usize; 2],
+        work: impl Fn(&mut Part<'_>, &mut Scratch) + Sync,
+    ) {
+        assert!(row > 0 && self.positions.is_multiple_of(row));
+        let (across, down) = (self.channels.div_ceil(block[1]), row.div_ceil(block[0]));
+        on.team.each(self.positions / row * down * across, |worker, task| {
+            let (task, c) = (task / across, task % across * block[1]);
+            let (start, p) = (task / down * row, task % down * block[0]);
             let mut part = Part {
                 sink: self,
                 kernels: on.kernels,
-                positions: p..(p + block[0]).min(self.positions),
+                positions: start + p..start + (p + block[0]).min(row),
                 channels: c..(c + block[1]).min(self.channels),
             };
             let scratch = on.scratch[worker].lock();
@@ -214,6 +228,33 @@ impl Part<'_> {
             let to = unsafe {
                 std::slice::from_raw_parts_mut(base.add(position * pitch + channel), values.len())
             };
+            to.copy_from_slice(values);
+        }
+    }
+
+    /// Writes all channels of consecutive positions, in one run of memory where they are one.
+    pub fn put_positions(&mut self, first: usize, values: &[f32]) {
+        let Sink { channels, stored, returned, .. } = *self.sink;
+        let dense = |pitch: usize| pitch == channels;
+        let together = stored.is_none_or(|s| dense(s.1)) && returned.is_none_or(|r| dense(r.1));
+        let count = values.len() / channels;
+        assert!(values.len() == count * channels && self.channels == (0..channels));
+        assert!(self.positions.start <= first && first + count <= self.positions.end);
+        if !together || count == 0 {
+            let rows = values.chunks_exact(channels).zip(first..);
+            return rows.for_each(|(values, position)| self.put(position, 0, values));
+        }
+        if let Some((base, pitch)) = stored {
+            // SAFETY: all channels of positions of this part, which no other part shares and which
+            // follow each other without a gap; the rest is the promise of `Sink::new`.
+            let to =
+                unsafe { std::slice::from_raw_parts_mut(base.add(first * pitch), values.len()) };
+            self.kernels.narrow(values, to);
+        }
+        if let Some((base, pitch)) = returned {
+            // SAFETY: as above.
+            let to =
+                unsafe { std::slice::from_raw_parts_mut(base.add(first * pitch), values.len()) };
             to.copy_from_slice(values);
         }
     }

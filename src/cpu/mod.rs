@@ -9,15 +9,26 @@
 //! y = act(fma(acc, scale, bias) + residual)          absent: scale 1, bias 0, no residual
 //! ```
 //!
-//! Blocking, tiles, threads and instruction sets decide when a link of a chain is computed, never
-//! its order, so they cannot change a bit of the result. Sums over a run (batch norm, attention
-//! pooling) go in row order for each channel.
+//! Attention is two such products with a softmax between, all of it in f32:
 //!
-//! From a step to the silicon: `session` turns each step into a layer (`conv`, `pool`, `norm`,
-//! `bag`, `copy`), a layer lets a `team` of threads fill rectangles of its output (`memory`), and
-//! `matmul` feeds the tiles of `kernels`, of which there is one set for each [`Isa`].
+//! ```text
+//! l[j] = q . k[j];  p[j] = exp((l[j] - max l) / sqrt(d));  y = (p . v) * (1 / sum p)
+//! ```
+//!
+//! Blocking, tiles, threads and instruction sets decide when a link of a chain is computed, never
+//! its order, so they cannot change a bit of the result. Sums along the channels of a position
+//! (norms, softmax) run in f64 in 16 interleaved parts, whatever the registers; sums over a run
+//! (batch norm, attention pooling, means over a bag) go in row order for each channel. Exponentials
+//! are polynomials of `math`, within one unit in the last place.
+//!
+//! From a step to the silicon: `session` turns each step into a layer (`conv`, `strips`, `parts`,
+//! `attention`, `tokens`, `pool`, `upsample`, `norm`, `bag`, `reduce`, `copy`), a layer lets a
+//! `team` of threads fill rectangles of its output (`memory`), and `matmul` feeds the tiles of
+//! `kernels`, of which there is one set for each [`Isa`].
 
+mod attention;
 mod bag;
+pub mod ceiling;
 mod conv;
 mod copy;
 mod kernels;
@@ -26,9 +37,14 @@ mod math;
 mod matmul;
 mod memory;
 mod norm;
+mod parts;
 mod pool;
+mod reduce;
 mod session;
+mod strips;
 mod team;
+mod tokens;
+mod upsample;
 mod vector;
 
 pub use kernels::Isa;

@@ -1,7 +1,7 @@
-//! Batch norm with the statistics of the run.
+//! A scale and a bias for each channel: given ones, and batch norm with the statistics of the run.
 
 use super::kernels::Kernels;
-use super::layer::{Layer, Site, numbers};
+use super::layer::{Layer, Site, numbers, vector};
 use super::vector::Finish;
 use crate::graph::{Act, Graph, ParamId};
 
@@ -60,6 +60,45 @@ impl Layer for BatchNorm {
                 bias[i] = (self.beta[channel] as f64 - mean[i] * factor) as f32;
             }
             let (scale, bias) = (&scale[..channels.len()], &bias[..channels.len()]);
+            for position in part.positions.clone() {
+                self.kernels.widen(x.at(position, channels.clone()), value);
+                self.kernels.finish(value, &Finish { scale, bias, residual: None, act: self.act });
+                part.put(position, channels.start, value);
+            }
+        });
+    }
+}
+
+/// `act(x * scale[c] + bias[c])`.
+pub(super) struct Affine {
+    kernels: &'static Kernels,
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+    act: Act,
+}
+
+impl Affine {
+    pub fn new(
+        graph: &Graph,
+        kernels: &'static Kernels,
+        channels: usize,
+        [scale, bias]: [Option<ParamId>; 2],
+        act: Act,
+    ) -> Affine {
+        let (scale, bias) =
+            (vector(graph, scale, channels, 1.0), vector(graph, bias, channels, 0.0));
+        Affine { kernels, scale, bias, act }
+    }
+}
+
+impl Layer for Affine {
+    fn run(&self, site: &Site<'_>) {
+        let x = site.inputs[0];
+        site.sink.fill(&site.on, [64, 256], |part, _| {
+            let channels = part.channels.clone();
+            let mut value = [0f32; 256];
+            let value = &mut value[..channels.len()];
+            let (scale, bias) = (&self.scale[channels.clone()], &self.bias[channels.clone()]);
             for position in part.positions.clone() {
                 self.kernels.widen(x.at(position, channels.clone()), value);
                 self.kernels.finish(value, &Finish { scale, bias, residual: None, act: self.act });

@@ -40,7 +40,7 @@ impl Pool {
         };
         let windowed = |window: Window| [windows(window, 0, h, oh), windows(window, 1, w, ow)];
         let (reduce, spans) = match step.op {
-            Op::MaxPool { window } => (Reduce::Max, windowed(window)),
+            Op::MaxPool { window, .. } => (Reduce::Max, windowed(window)),
             Op::AvgPool { window, count_include_pad } => {
                 let taps = window.kernel[0] * window.kernel[1];
                 (Reduce::Mean(count_include_pad.then_some(taps)), windowed(window))
@@ -109,7 +109,7 @@ impl Layer for Pool {
 }
 
 /// `value = max(value, tap)`; a NaN stays.
-fn maximum(value: &mut [f32], tap: &[f32]) {
+pub(super) fn maximum(value: &mut [f32], tap: &[f32]) {
     for (v, &t) in value.iter_mut().zip(tap) {
         *v = if t > *v || t.is_nan() { t } else { *v };
     }

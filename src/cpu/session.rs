@@ -1,21 +1,28 @@
 //! A graph readied on this backend: layers with packed weights, and one arena.
 
+use super::attention::Attention;
 use super::bag::{AttentionPool, AttentionScore, RowDot};
 use super::conv::Conv;
-use super::copy::{Copy, Flatten, Normalize};
-use super::kernels::{Kernels, MAX_ROWS};
+use super::copy::{Copy, Flatten, Normalize, Patches};
+use super::kernels::Kernels;
 use super::layer::{Layer, Scratch, Site};
 use super::matmul::Block;
 use super::memory::{Aligned, Machine, Sink, View};
-use super::norm::BatchNorm;
+use super::norm::{Affine, BatchNorm};
+use super::parts::{ConvTranspose2x2, GatedLinear};
 use super::pool::Pool;
+use super::reduce::BagReduce;
 use super::team::Team;
+use super::tokens::{Embed, GroupedNorm, Softmax, TokenMean};
+use super::upsample::Upsample;
 use crate::backend::{Input, Session};
 use crate::error::{Error, Result};
 use crate::graph::plan::{Plan, extent};
-use crate::graph::{Graph, Op, Step, TensorId, check_run};
+use crate::graph::{Graph, Op, Shape, Step, TensorId, check_run};
 use half::f16;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// A graph on the CPU.
 pub(super) struct CpuSession {
@@ -42,9 +49,9 @@ impl CpuSession {
     ) -> Result<CpuSession> {
         let layers: Vec<Box<dyn Layer>> =
             graph.steps.iter().map(|step| layer(&graph, step, kernels)).collect();
-        let hidden = layers.iter().map(|l| l.hidden()).max().unwrap_or(0);
+        let hidden = layers.iter().map(|l| l.scratch()).max().unwrap_or(0);
         let scratch =
-            || Mutex::new(Scratch { block: Block::new(), hidden: vec![0.0; hidden * MAX_ROWS] });
+            || Mutex::new(Scratch { block: Block::new(), hidden: Aligned::zeros(hidden) });
         let row_scratch_len = (layers.iter().zip(&graph.steps))
             .map(|(layer, step)| layer.row_scratch(graph.shape(step.inputs[0]).channels()))
             .max()
@@ -124,18 +131,52 @@ impl Frame<'_> {
 
 /// The layer of a step.
 fn layer(graph: &Graph, step: &Step, kernels: &'static Kernels) -> Box<dyn Layer> {
+    let (input, output) = (graph.shape(step.inputs[0]), graph.shape(step.output));
     match step.op {
         Op::Normalize { mean, std } => Box::new(Normalize::new(mean, std)),
-        Op::Conv2d { .. } | Op::Linear { .. } => Box::new(Conv::new(graph, step, kernels)),
+        Op::Patches { mean, std, side } => {
+            let Shape::Map { w: across, .. } = output else { unreachable!("inferred as a map") };
+            Box::new(Patches { normalize: Normalize::new(mean, std), side, across })
+        }
+        Op::Conv2d { .. } | Op::Linear { .. } | Op::PreactConv1x1 { .. } => {
+            Box::new(Conv::new(graph, step, kernels))
+        }
+        Op::ConvTranspose2x2 { weight, ref epilogue } => {
+            Box::new(ConvTranspose2x2::new(graph, step, kernels, weight, epilogue))
+        }
+        Op::GatedLinear { weight, bias, act } => {
+            Box::new(GatedLinear::new(graph, kernels, weight, bias, act))
+        }
+        Op::Affine { scale, bias, act } => {
+            Box::new(Affine::new(graph, kernels, input.channels(), [scale, bias], act))
+        }
         Op::BatchNorm { gamma, beta, eps, act } => {
             Box::new(BatchNorm::new(graph, kernels, [gamma, beta], eps, act))
         }
         Op::MaxPool { .. } | Op::AvgPool { .. } | Op::AdaptiveAvgPool { .. } => {
             Box::new(Pool::new(graph, step))
         }
+        Op::Upsample { mode, .. } => Box::new(Upsample::new(input, output, mode)),
         Op::Flatten => Box::new(Flatten),
+        Op::Embed { prefix, position } => {
+            Box::new(Embed::new(graph, kernels, input, [prefix, position]))
+        }
+        Op::LayerNorm { gamma, beta, eps, groups: _ } => {
+            Box::new(GroupedNorm::layer(graph, kernels, input, [Some(gamma), beta], eps))
+        }
+        Op::RmsNorm { gamma, eps, groups: _ } => {
+            Box::new(GroupedNorm::rms(graph, kernels, input, gamma, eps))
+        }
+        Op::Attention { heads, queries } => {
+            Box::new(Attention::new(graph, kernels, step.inputs[0], heads, queries))
+        }
+        Op::TokenMean { start, count } => {
+            Box::new(TokenMean { kernels, tokens: input.pixels(), start, count })
+        }
+        Op::Softmax => Box::new(Softmax { kernels, channels: input.channels() }),
         Op::AttentionScore { v, u, w } => Box::new(AttentionScore::new(graph, kernels, v, u, w)),
         Op::AttentionPool => Box::new(AttentionPool { kernels }),
+        Op::BagReduce { reduce } => Box::new(BagReduce { kernels, reduce }),
         Op::RowDot { weight, bias } => Box::new(RowDot::new(graph, kernels, weight, bias)),
         Op::Copy => Box::new(Copy),
     }
@@ -161,6 +202,29 @@ impl Session for CpuSession {
     }
 
     fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()> {
+        self.execute(rows, inputs, outputs, None)
+    }
+
+    fn run_timed(
+        &mut self,
+        rows: usize,
+        inputs: &[Input<'_>],
+        outputs: &mut [&mut [f32]],
+        seconds: &mut [f64],
+    ) -> Result<bool> {
+        self.execute(rows, inputs, outputs, Some(seconds)).map(|()| true)
+    }
+}
+
+impl CpuSession {
+    /// Runs, and adds what each step took to `seconds`, if given.
+    fn execute(
+        &mut self,
+        rows: usize,
+        inputs: &[Input<'_>],
+        outputs: &mut [&mut [f32]],
+        mut seconds: Option<&mut [f64]>,
+    ) -> Result<()> {
         check_run(&self.graph, rows, inputs, outputs)?;
         if rows > self.max_rows {
             let (name, room) = (&self.graph.name, self.max_rows);
@@ -180,12 +244,12 @@ impl Session for CpuSession {
             let Input::Values(values) = *input else { continue };
             let c = self.graph.shape(id).channels();
             frame.sink(id).fill(&on, [4096, c], |part, _| {
-                for position in part.positions.clone() {
-                    part.put(position, 0, &values[position * c..][..c]);
-                }
+                let Range { start, end } = part.positions;
+                part.put_positions(start, &values[start * c..end * c]);
             });
         }
-        for (step, layer) in self.graph.steps.iter().zip(&self.layers) {
+        for (i, (step, layer)) in self.graph.steps.iter().zip(&self.layers).enumerate() {
+            let start = seconds.is_some().then(Instant::now);
             let given = self.graph.inputs.iter().position(|&i| i == step.inputs[0]);
             let pixels = match given.map(|i| inputs[i]) {
                 Some(Input::Pixels(pixels)) => pixels,
@@ -201,6 +265,10 @@ impl Session for CpuSession {
                 sink: frame.sink(step.output),
                 row_scratch: &self.row_scratch,
             });
+            let spent = seconds.as_deref_mut().and_then(|seconds| seconds.get_mut(i));
+            if let (Some(start), Some(spent)) = (start, spent) {
+                *spent += start.elapsed().as_secs_f64();
+            }
         }
         Ok(())
     }

@@ -89,7 +89,67 @@ pub(super) fn finish(sums: &mut [f32], with: &Finish<'_>) {
         Act::Relu => sums.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
         Act::Tanh => sums.iter_mut().for_each(|x| *x = math::tanh(*x)),
         Act::Sigmoid => sums.iter_mut().for_each(|x| *x = math::sigmoid(*x)),
+        Act::Gelu => sums.iter_mut().for_each(|x| *x = math::gelu(*x)),
+        Act::Silu => sums.iter_mut().for_each(|x| *x = math::silu(*x)),
     }
+}
+
+/// What is done to a group of channels of one position.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub gamma: &'a [f32],
+    pub beta: &'a [f32],
+    pub eps: f32,
+    /// Whether the mean is taken off first.
+    pub centred: bool,
+}
+
+/// `(x - mean) / sqrt(mean of (x - mean)^2 + eps) * gamma + beta` in place, statistics in f64; a
+/// mean of 0 where it is not `centred`. Plain code like [`finish`].
+#[inline(always)]
+pub(super) fn normalize(values: &mut [f32], with: &Norm<'_>) {
+    let n = values.len() as f64;
+    let mean = if with.centred { sum(values, |x| x) / n } else { 0.0 };
+    let variance = sum(values, |x| (x - mean) * (x - mean)) / n;
+    let factor = 1.0 / (variance + with.eps as f64).sqrt();
+    for ((x, &gamma), &beta) in values.iter_mut().zip(with.gamma).zip(with.beta) {
+        let unit = ((*x as f64 - mean) * factor) as f32;
+        *x = unit.mul_add(gamma, beta);
+    }
+}
+
+/// `exp((x - largest) * scale)` in place, and the sum of that. Plain code like [`finish`].
+#[inline(always)]
+pub(super) fn exponentials(values: &mut [f32], scale: f64) -> f64 {
+    let largest = fold(values, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max) as f64;
+    values.iter_mut().for_each(|x| *x = math::exp((*x as f64 - largest) * scale));
+    sum(values, |x| x)
+}
+
+/// Partial sums, the same number for every instruction set so that their order is, too.
+const LANES: usize = 16;
+
+/// Folds every [`LANES`]th value into one result.
+#[inline(always)]
+fn fold<T: Copy>(values: &[f32], start: T, step: impl Fn(T, f32) -> T) -> [T; LANES] {
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [start; LANES];
+    for chunk in whole {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = step(*lane, x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = step(*lane, x);
+    }
+    lanes
+}
+
+/// The sum of `f(x)`.
+#[inline(always)]
+fn sum(values: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+    fold(values, 0.0, |sum, x| sum + f(x as f64)).iter().sum()
 }
 
 impl Vector for f32 {

@@ -4,7 +4,8 @@ use half::f16;
 use histokern::backend::check::run_once;
 use histokern::cpu::CpuBackend;
 use histokern::graph::reference::{self, Rounding};
-use histokern::graph::{Act, Dense, Epilogue, Graph, Input, Op, ParamId, Shape, TensorId, Window};
+use histokern::graph::{Act, Dense, Epilogue, Graph, Input, Interpolation, Op};
+use histokern::graph::{ParamId, Reduce, Shape, TensorId, Window};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ impl Golden {
     fn row(&self) -> Shape {
         match self.shape[..] {
             [_, c, h, w] => Shape::Map { h, w, c },
+            [_, t, c] => Shape::Tokens { t, c },
             [_, c] => Shape::Tokens { t: 1, c },
             _ => panic!("a tensor of {:?}", self.shape),
         }
@@ -88,6 +90,26 @@ impl Case<'_> {
         Window { kernel, stride, pad, dilation }
     }
 
+    fn float(&self, key: &str) -> f32 {
+        self.args[key].as_f64().unwrap() as f32
+    }
+
+    fn int(&self, key: &str) -> usize {
+        self.args[key].as_u64().unwrap() as usize
+    }
+
+    fn act(&self) -> Act {
+        match self.args["act"].as_str().unwrap() {
+            "none" => Act::None,
+            "relu" => Act::Relu,
+            "tanh" => Act::Tanh,
+            "sigmoid" => Act::Sigmoid,
+            "gelu" => Act::Gelu,
+            "silu" => Act::Silu,
+            other => panic!("activation {other}"),
+        }
+    }
+
     fn op(&mut self) -> Op {
         match self.args["op"].as_str().unwrap() {
             "conv2d" => {
@@ -95,19 +117,32 @@ impl Case<'_> {
                 Op::Conv2d { weight: self.weight("w"), window: self.window(), epilogue }
             }
             "linear" => {
-                let act = match self.args["act"].as_str().unwrap() {
-                    "none" => Act::None,
-                    "relu" => Act::Relu,
-                    "tanh" => Act::Tanh,
-                    "sigmoid" => Act::Sigmoid,
-                    other => panic!("activation {other}"),
-                };
                 let residual = Some(self.graph.input(self.golden("r").unwrap().row()));
                 let bias = Some(self.vector("b"));
-                let epilogue = Epilogue { scale: None, bias, residual, act };
+                let epilogue = Epilogue { scale: None, bias, residual, act: self.act() };
                 Op::Linear { weight: self.weight("w"), epilogue }
             }
-            "max_pool2d" => Op::MaxPool { window: self.window() },
+            "preact_conv1x1" => {
+                let residual = Some(self.graph.input(self.golden("r").unwrap().row()));
+                let (scale, bias) = (self.vector("s"), self.vector("b"));
+                let epilogue = Epilogue { residual, ..Default::default() };
+                Op::PreactConv1x1 { scale, bias, weight: self.weight("w"), epilogue }
+            }
+            "conv_transpose2d" => {
+                let epilogue = Epilogue { bias: Some(self.vector("b")), ..Default::default() };
+                Op::ConvTranspose2x2 { weight: self.weight("w"), epilogue }
+            }
+            "gated_linear" => {
+                let bias = Some(self.vector("b"));
+                Op::GatedLinear { weight: self.weight("w"), bias, act: self.act() }
+            }
+            "affine" => {
+                let (scale, bias) = (Some(self.vector("s")), Some(self.vector("b")));
+                Op::Affine { scale, bias, act: self.act() }
+            }
+            "max_pool2d" => {
+                Op::MaxPool { window: self.window(), ceil_mode: self.args["ceil_mode"] == true }
+            }
             "avg_pool2d" => {
                 let count_include_pad = self.args["count_include_pad"].as_bool().unwrap();
                 Op::AvgPool { window: self.window(), count_include_pad }
@@ -116,8 +151,50 @@ impl Case<'_> {
                 let [h, w] = self.pair("size");
                 Op::AdaptiveAvgPool { h, w }
             }
+            "interpolate" => {
+                let [h, w] = self.pair("size");
+                let align_corners = self.args["align_corners"] == true;
+                let mode = match self.args["mode"].as_str().unwrap() {
+                    "nearest" => Interpolation::Nearest,
+                    _ => Interpolation::Bilinear { align_corners },
+                };
+                Op::Upsample { h, w, mode }
+            }
+            "layer_norm" => {
+                let beta = self.golden("b").map(|_| self.vector("b"));
+                let (gamma, eps, groups) =
+                    (self.vector("w"), self.float("eps"), self.int("groups"));
+                Op::LayerNorm { gamma, beta, eps, groups }
+            }
+            "rms_norm" => {
+                let (gamma, eps, groups) =
+                    (self.vector("w"), self.float("eps"), self.int("groups"));
+                Op::RmsNorm { gamma, eps, groups }
+            }
+            "attention" => {
+                let queries = self.golden("q").map(|_| self.weight("q"));
+                Op::Attention { heads: self.int("heads"), queries }
+            }
+            "embed" => {
+                let prefix = self.golden("prefix").map(|_| self.vector("prefix"));
+                Op::Embed { prefix, position: Some(self.vector("position")) }
+            }
+            "token_mean" => Op::TokenMean { start: self.int("start"), count: self.int("count") },
+            "softmax" => Op::Softmax,
+            "bag_reduce" => {
+                let reduce = match self.args["reduce"].as_str().unwrap() {
+                    "mean" => Reduce::Mean,
+                    "max" => Reduce::Max,
+                    _ => Reduce::Percentile(self.float("q")),
+                };
+                Op::BagReduce { reduce }
+            }
+            "patches" => {
+                let (mean, std) = (self.floats("mean"), self.floats("std"));
+                Op::Patches { mean, std, side: self.int("side") }
+            }
             "batch_norm" => {
-                let eps = self.args["eps"].as_f64().unwrap() as f32;
+                let eps = self.float("eps");
                 let (gamma, beta) = (self.vector("w"), self.vector("b"));
                 Op::BatchNorm { gamma, beta, eps, act: Act::None }
             }
@@ -140,7 +217,7 @@ fn agrees_with_pytorch() {
     let (_, header) = SafeTensors::read_metadata(FILE).unwrap();
     let file = SafeTensors::deserialize(FILE).unwrap();
     let cases = header.metadata().as_ref().unwrap();
-    assert!(cases.len() >= 20);
+    assert!(cases.len() >= 80, "{}", cases.len());
     let backend = CpuBackend::new(2, None).unwrap();
     for (name, args) in cases {
         let args = serde_json::from_str(args).unwrap();
@@ -148,13 +225,13 @@ fn agrees_with_pytorch() {
         let x = case.golden("x").unwrap();
         let (shape, rows) = match case.args["op"].as_str().unwrap() {
             "row_dot" => (Shape::Bag { r: x.shape[0], c: x.shape[1] }, 1),
-            "normalize" => (Shape::Pixels { h: x.shape[2], w: x.shape[3] }, x.shape[0]),
+            "normalize" | "patches" => (Shape::Pixels { h: x.shape[2], w: x.shape[3] }, x.shape[0]),
             _ => (x.row(), x.shape[0]),
         };
         let mut inputs: Vec<TensorId> = vec![case.graph.input(shape)];
         let op = case.op();
         let mut given = vec![x.channels_last()];
-        given.extend(["r", "values"].iter().filter_map(|k| Some(case.golden(k)?.data)));
+        given.extend(["r", "values"].iter().filter_map(|k| Some(case.golden(k)?.channels_last())));
         if let Some(values) = case.golden("values") {
             inputs.push(case.graph.input(values.row()));
         }

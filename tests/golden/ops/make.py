@@ -9,6 +9,7 @@ Inputs and weights are FP16 values held as f32; sums run in f64, so that the out
 
 import json
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -66,11 +67,12 @@ case("norm", "batch_norm", y, {"eps": 1e-3}, x=x, w=w, b=b)
 x = numbers(2, 3, 4, 5)
 case("flatten", "flatten", torch.flatten(x, 1), x=x)
 
-for act in ("none", "relu", "tanh", "sigmoid"):
+activations = {"none": lambda x: x, "relu": torch.relu, "tanh": torch.tanh,
+               "sigmoid": torch.sigmoid, "gelu": F.gelu, "silu": F.silu}
+for act, apply in activations.items():
     x, w, b, r = numbers(6, 10), numbers(8, 10, gain=0.4), numbers(8), numbers(6, 8)
-    y = F.linear(x, w, b) + r
-    case(f"linear_{act}", "linear", y if act == "none" else getattr(torch, act)(y), {"act": act},
-         x=x, w=w, b=b, r=r)
+    y = apply(F.linear(x, w, b) + r)
+    case(f"linear_{act}", "linear", y, {"act": act}, x=x, w=w, b=b, r=r)
 
 # Gated attention over a bag of 20, two branches, one classifier for each.
 h, v, bv, u, bu, w, bw = (numbers(20, 12), numbers(7, 12), numbers(7), numbers(7, 12), numbers(7),
@@ -87,5 +89,115 @@ pixels = torch.randint(0, 256, (2, 3, 5, 4)).double()
 mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 unit = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 case("normalize", "normalize", unit, {"mean": mean, "std": std}, x=pixels)
+
+
+# From here on ops of transformers, dense blocks and segmentation networks. The patches of a side
+# give with a 1x1 convolution what a convolution of that kernel and stride gives.
+pixels = torch.randint(0, 256, (2, 3, 8, 12)).double()
+unit = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+patches = unit.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 4, 5, 1, 2, 3).reshape(2, 48, 2, 3)
+w = numbers(5, 3, 4, 4)
+torch.testing.assert_close(F.conv2d(unit, w, stride=4),
+                           F.conv2d(patches, w.permute(0, 2, 3, 1).reshape(5, 48, 1, 1)))
+case("patches", "patches", patches, {"mean": mean, "std": std, "side": 4}, x=pixels)
+
+# Quarters, so that the activation before the product is exact in FP16.
+x, s, b = torch.randint(-9, 9, (2, 6, 4, 5)) / 4, 2.0 ** torch.randint(-1, 3, (6,)), numbers(6)
+x, s, b = x.double(), s.double(), (b * 4).round() / 4
+w, r = numbers(7, 6, gain=0.4), numbers(2, 7, 4, 5)
+y = F.conv2d(F.relu(x * s.view(6, 1, 1) + b.view(6, 1, 1)), w.view(7, 6, 1, 1)) + r
+case("preact", "preact_conv1x1", y, x=x, s=s, b=b, w=w, r=r)
+
+# PyTorch keeps weights of transposed convolutions as [C, K, R, S].
+for i, (c, k, h, w) in enumerate([(5, 3, 4, 6), (4, 9, 1, 1)]):
+    x, w, b = numbers(2, c, h, w), numbers(c, k, 2, 2, gain=0.4), numbers(k)
+    y = F.conv_transpose2d(x, w, b, stride=2)
+    case(f"transposed{i}", "conv_transpose2d", y, x=x, w=w.transpose(0, 1), b=b)
+
+for act in ("silu", "gelu", "none"):
+    x, w, b = numbers(2, 4, 10), numbers(14, 10, gain=0.4), numbers(14)
+    gate, value = F.linear(x, w, b).chunk(2, dim=-1)
+    case(f"gated_{act}", "gated_linear", activations[act](gate) * value, {"act": act},
+         x=x, w=w, b=b)
+
+for act in ("relu", "gelu"):
+    x, s, b = numbers(2, 6, 3, 4), numbers(6), numbers(6)
+    y = activations[act](x * s.view(6, 1, 1) + b.view(6, 1, 1))
+    case(f"affine_{act}", "affine", y, {"act": act}, x=x, s=s, b=b)
+
+for i, (size, window) in enumerate([
+    ((9, 7), windows((2, 2), (2, 2))),
+    ((8, 9), windows((3, 3), (2, 2))),
+    ((8, 9), windows((3, 3), (2, 2), (1, 1))),
+    # The last window would start in the far padding, or beyond the map.
+    ((5, 7), windows((2, 2), (2, 2), (1, 1))),
+    ((4, 6), windows((1, 1), (2, 2))),
+]):
+    x = numbers(2, 3, *size)
+    args = (window["kernel"], window["stride"], window["pad"], window["dilation"])
+    y = F.max_pool2d(x, *args, ceil_mode=True)
+    case(f"ceil{i}", "max_pool2d", y, {**window, "ceil_mode": True}, x=x)
+
+for i, (size, to) in enumerate([
+    ((7, 5), (14, 10)), ((8, 9), (3, 4)), ((7, 9), (16, 13)), ((1, 1), (4, 3)), ((6, 4), (1, 1)),
+]):
+    x = numbers(2, 3, *size)
+    case(f"nearest{i}", "interpolate", F.interpolate(x, size=to, mode="nearest"),
+         {"size": to, "mode": "nearest"}, x=x)
+    for corners in (False, True):
+        y = F.interpolate(x, size=to, mode="bilinear", align_corners=corners)
+        args = {"size": to, "mode": "bilinear", "align_corners": corners}
+        case(f"bilinear{i}{int(corners)}", "interpolate", y, args, x=x)
+
+for i, (c, groups, bias, shift) in enumerate([(30, 1, True, 0), (24, 3, False, 0), (40, 1, True, 90)]):
+    x, w, b = numbers(2, 5, c) + shift, numbers(c // groups), numbers(c // groups)
+    x = x.half().double()
+    grouped = x.view(2, 5, groups, c // groups)
+    y = F.layer_norm(grouped, w.shape, w, b if bias else None, eps=1e-6).reshape(x.shape)
+    args = {"eps": 1e-6, "groups": groups}
+    case(f"layer_norm{i}", "layer_norm", y, args, x=x, w=w, **({"b": b} if bias else {}))
+    y = F.rms_norm(grouped, w.shape, w, eps=1e-5).reshape(x.shape)
+    case(f"rms_norm{i}", "rms_norm", y, {"eps": 1e-5, "groups": groups}, x=x, w=w)
+
+# Queries, keys and values side by side, each `heads` runs of d.
+def split(x, heads):
+    return x.view(*x.shape[:-1], heads, -1).transpose(-2, -3)
+
+
+for i, (t, heads, d, gain) in enumerate([(1, 2, 4, 1), (19, 3, 6, 1), (40, 2, 16, 2.5)]):
+    x = numbers(2, t, 3 * heads * d, gain=gain)
+    q, k, v = (split(part, heads) for part in x.chunk(3, dim=-1))
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    case(f"attention{i}", "attention", y, {"heads": heads}, x=x)
+
+for i, (t, heads, d, queries) in enumerate([(7, 2, 6, 1), (12, 3, 5, 4)]):
+    x, q = numbers(2, t, 2 * heads * d), numbers(queries, heads * d)
+    k, v = (split(part, heads) for part in x.chunk(2, dim=-1))
+    y = F.scaled_dot_product_attention(split(q, heads).expand(2, -1, -1, -1), k, v)
+    case(f"queries{i}", "attention", y.transpose(1, 2).flatten(2), {"heads": heads}, x=x, q=q)
+
+for i, prefix in enumerate((0, 1, 3)):
+    x, position, tokens = numbers(2, 5, 3, 4), numbers(12, 5), numbers(max(prefix, 1), 5)
+    y = x.flatten(2).transpose(1, 2) + position
+    if prefix:
+        y = torch.cat([tokens.expand(2, -1, -1), y], dim=1)
+    case(f"embed{i}", "embed", y, x=x, position=position, **({"prefix": tokens} if prefix else {}))
+
+x = numbers(2, 9, 7)
+case("tokens0", "token_mean", x[:, :1], {"start": 0, "count": 1}, x=x)
+case("tokens1", "token_mean", x[:, 1:].mean(1, keepdim=True), {"start": 1, "count": 8}, x=x)
+
+for i, x in enumerate((numbers(2, 2, 4, 3), numbers(3, 50, gain=5))):
+    case(f"softmax{i}", "softmax", torch.softmax(x, dim=1), x=x)
+
+for rows in (1, 2, 33):
+    # Few values, so that many are equal.
+    x = numbers(rows, 6, gain=0.3).mul(8).round().div(8)
+    case(f"mean{rows}", "bag_reduce", x.mean(0, keepdim=True), {"reduce": "mean"}, x=x)
+    case(f"largest{rows}", "bag_reduce", x.amax(0, keepdim=True), {"reduce": "max"}, x=x)
+    for q in (0.0, 0.25, 0.5, 0.9, 1.0):
+        # The fraction as the graph holds it.
+        y = torch.from_numpy(np.quantile(x.numpy(), float(np.float32(q)), axis=0, keepdims=True))
+        case(f"quantile{rows}_{q}", "bag_reduce", y, {"reduce": "percentile", "q": q}, x=x)
 
 save_file(tensors, "ops.safetensors", metadata)

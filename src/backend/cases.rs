@@ -1,9 +1,14 @@
-//! Every op in every shape that matters, as graphs of one step: the cases that the tests run, the
-//! benchmarks time and the FLOP account counts.
+//! Every op in every shape that matters, as graphs of one step: the cases that tests and
+//! `histokern check` run, the benchmarks time and the FLOP account counts.
 
+mod fused;
+mod vision;
+
+use crate::error::Result;
+use crate::graph::{
+    Act, Dense, Epilogue, Graph, Input, Interpolation, Op, ParamId, Reduce, Shape, TensorId, Window,
+};
 use half::f16;
-use histokern::Result;
-use histokern::graph::{Act, Dense, Epilogue, Graph, Input, Op, ParamId, Shape, TensorId, Window};
 use std::sync::Arc;
 
 /// What kind of numbers weights and inputs are.
@@ -16,8 +21,11 @@ pub enum Numbers {
 }
 
 /// A graph of one step, or of the few that the step needs around it.
+#[derive(Clone, Debug)]
 pub struct Case {
+    /// What tells it from the others.
     pub name: String,
+    /// The graph; its steps read inputs of the graph.
     pub graph: Arc<Graph>,
     /// Rows to compare with the reference.
     pub rows: usize,
@@ -32,12 +40,37 @@ impl Case {
 
     /// Whether integers in give results exact in f32.
     pub fn is_exact(&self) -> bool {
-        let act = |e: &Epilogue| matches!(e.act, Act::None | Act::Relu);
+        let act = |act: Act| matches!(act, Act::None | Act::Relu);
         self.graph.steps.iter().all(|s| match &s.op {
-            Op::Conv2d { epilogue, .. } | Op::Linear { epilogue, .. } => act(epilogue),
-            Op::BatchNorm { .. } | Op::AttentionScore { .. } | Op::AttentionPool => false,
-            _ => true,
+            Op::Conv2d { epilogue, .. }
+            | Op::Linear { epilogue, .. }
+            | Op::PreactConv1x1 { epilogue, .. }
+            | Op::ConvTranspose2x2 { epilogue, .. } => act(epilogue.act),
+            Op::GatedLinear { act: gate, .. } => act(*gate),
+            Op::Affine { act: then, .. } => act(*then),
+            Op::Upsample { mode, .. } => matches!(mode, Interpolation::Nearest),
+            Op::BagReduce { reduce: Reduce::Percentile(q) } => {
+                (Reduce::rank(*q, self.rows).1 * 4.0).fract() == 0.0
+            }
+            Op::BatchNorm { .. } | Op::LayerNorm { .. } | Op::RmsNorm { .. } => false,
+            Op::AttentionScore { .. } | Op::AttentionPool => false,
+            Op::Attention { .. } | Op::Softmax => false,
+            Op::Normalize { .. } | Op::Patches { .. } | Op::Embed { .. } => true,
+            Op::MaxPool { .. } | Op::AvgPool { .. } | Op::AdaptiveAvgPool { .. } => true,
+            Op::TokenMean { .. } | Op::BagReduce { .. } | Op::RowDot { .. } => true,
+            Op::Flatten | Op::Copy => true,
         })
+    }
+
+    /// Relative L2 distance from the reference that is still right: none where integers are exact,
+    /// the order of f32 sums and the exponentials of a library within one step, and the rounding of
+    /// what is stored between steps.
+    pub fn bound(&self, numbers: Numbers) -> f64 {
+        match numbers {
+            Numbers::Integer if self.is_exact() => 0.0,
+            _ if self.graph.steps.len() == 1 => 5e-6,
+            _ => 5e-4,
+        }
     }
 
     /// The inputs of rows `first..first + rows` of an endless deterministic batch.
@@ -60,8 +93,11 @@ impl Case {
 }
 
 /// Owned numbers of an input.
+#[derive(Clone, Debug)]
 pub enum Values {
+    /// For pixels.
     Pixels(Vec<u8>),
+    /// For everything else.
     F32(Vec<f32>),
 }
 
@@ -74,6 +110,7 @@ impl Values {
         }
     }
 
+    /// As a session takes them.
     pub fn view(values: &[Values]) -> Vec<Input<'_>> {
         let mut views = Vec::new();
         for value in values {
@@ -161,7 +198,7 @@ impl Builder {
 
 /// Which parts of an epilogue a case has.
 #[derive(Clone, Copy, Debug)]
-pub struct Parts {
+struct Parts {
     scale: bool,
     bias: bool,
     residual: bool,
@@ -173,7 +210,7 @@ const BIAS_RELU: Parts = Parts { scale: false, bias: true, residual: false, act:
 const FULL: Parts = Parts { scale: true, bias: true, residual: true, act: Act::Relu };
 
 /// A convolution of an `h x w x c` map to `k` channels.
-pub fn conv(
+fn conv(
     numbers: Numbers,
     rows: usize,
     [h, w, c, k]: [usize; 4],
@@ -287,9 +324,11 @@ fn slices(n: Numbers) -> Result<Case> {
     }
     let middle = TensorId(b.graph.tensors.len());
     let shape = Shape::Map { h: 5, w: 6, c: 24 };
-    b.graph.tensors.push(histokern::graph::Tensor { shape, slice: Some((all, 7)) });
+    b.graph.tensors.push(crate::graph::Tensor { shape, slice: Some((all, 7)) });
     // Keeps sums of sums of integers small enough to be exact in f16.
-    let y = b.graph.push(Op::MaxPool { window: Window::square(2, 2, 0) }, &[middle])?;
+    let y = b
+        .graph
+        .push(Op::MaxPool { window: Window::square(2, 2, 0), ceil_mode: false }, &[middle])?;
     let weight = b.weight(&[17, 3, 2, 24])?;
     let window = Window { kernel: [3, 2], stride: [1, 2], pad: [1, 1], dilation: [1, 1] };
     let direct = Op::Conv2d { weight, window, epilogue: Epilogue::default() };
@@ -297,6 +336,39 @@ fn slices(n: Numbers) -> Result<Case> {
     b.graph.output(y);
     b.graph.output(all);
     Ok(b.done(z, 2))
+}
+
+/// A residual that starts between two chunks of 16 bytes.
+fn slice_as_residual(n: Numbers) -> Result<Case> {
+    let mut b = Builder::new("slice as residual", n);
+    let x = b.graph.input(Shape::Map { h: 5, w: 6, c: 40 });
+    let middle = TensorId(b.graph.tensors.len());
+    let shape = Shape::Map { h: 5, w: 6, c: 24 };
+    b.graph.tensors.push(crate::graph::Tensor { shape, slice: Some((x, 7)) });
+    let weight = b.weight(&[24, 3, 3, 40])?;
+    let epilogue = Epilogue { residual: Some(middle), act: Act::Relu, ..Epilogue::default() };
+    let window = Window::square(3, 1, 1);
+    let y = b.graph.push(Op::Conv2d { weight, window, epilogue }, &[x])?;
+    Ok(b.done(y, 2))
+}
+
+/// Windows over enough channels for copies in whole slices, and products of many tiles: the last of
+/// them begin or end outside, and one block takes several.
+fn windows(n: Numbers) -> Result<Vec<Case>> {
+    let square = Window::square;
+    let flat = Window { kernel: [1, 7], pad: [0, 3], ..square(1, 1, 0) };
+    let uneven = Window { kernel: [3, 2], stride: [1, 2], pad: [1, 1], dilation: [2, 1] };
+    Ok(vec![
+        conv(n, 2, [11, 12, 40, 24], Window { dilation: [2; 2], ..square(3, 1, 2) }, BIAS_RELU)?,
+        conv(n, 3, [13, 11, 64, 72], square(3, 2, 1), FULL)?,
+        conv(n, 2, [9, 10, 64, 33], square(5, 1, 2), PLAIN)?,
+        conv(n, 2, [10, 9, 48, 18], flat, BIAS_RELU)?,
+        conv(n, 2, [8, 9, 56, 16], uneven, PLAIN)?,
+        conv(n, 4, [12, 12, 48, 136], square(3, 1, 1), FULL)?,
+        conv(n, 4, [12, 12, 3, 136], square(3, 1, 1), BIAS_RELU)?,
+        // Longer than any ring goes twice round.
+        linear(n, 600, [1, 1100, 72], FULL)?,
+    ])
 }
 
 fn normalize(n: Numbers) -> Result<Case> {
@@ -349,8 +421,10 @@ pub fn all(n: Numbers) -> Result<Vec<Case>> {
         row_dot(n, [3, 300], true)?,
         row_dot(n, [1, 8], false)?,
         slices(n)?,
+        slice_as_residual(n)?,
         normalize(n)?,
     ];
+    cases.extend(windows(n)?);
     for act in [Act::None, Act::Relu, Act::Tanh, Act::Sigmoid] {
         for bits in 0..8 {
             let [scale, bias, residual] = [1, 2, 4].map(|bit| bits & bit != 0);
@@ -359,21 +433,28 @@ pub fn all(n: Numbers) -> Result<Vec<Case>> {
         }
     }
     for window in [square(2, 2, 0), square(3, 2, 1), square(3, 1, 1), tall([3, 2], [1, 1])] {
-        cases.push(mapped(n, [9, 8, 21], Op::MaxPool { window })?);
+        cases.push(mapped(n, [9, 8, 21], Op::MaxPool { window, ceil_mode: false })?);
         for count_include_pad in [false, true] {
             cases.push(mapped(n, [9, 8, 300], Op::AvgPool { window, count_include_pad })?);
         }
     }
-    cases.push(mapped(n, [12, 11, 5], Op::MaxPool { window: dilated(2, 2) })?);
+    cases.push(mapped(n, [12, 11, 5], Op::MaxPool { window: dilated(2, 2), ceil_mode: false })?);
     for [h, w] in [[1, 1], [7, 7], [3, 5], [13, 20]] {
         cases.push(mapped(n, [10, 13, 24], Op::AdaptiveAvgPool { h, w })?);
     }
+    cases.extend(vision::vision(n)?);
+    cases.extend(fused::fused(n)?);
     Ok(cases)
 }
 
 /// Layers of the networks this program runs, for benchmarks.
-#[allow(dead_code, reason = "tests and benchmarks share this file")]
 pub fn layers() -> Result<Vec<Case>> {
+    let mut layers = convolutions()?;
+    layers.extend(vision::layers()?);
+    Ok(layers)
+}
+
+fn convolutions() -> Result<Vec<Case>> {
     let n = Numbers::General;
     let same = |k| Window::square(k, 1, k / 2);
     let conv = |shape, window| conv(n, 1, shape, window, BIAS_RELU);

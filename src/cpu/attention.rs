@@ -1,0 +1,170 @@
+//! Attention: for each head of each row two products with a softmax between, through the tiles of
+//! all products. Keys and values of a head are packed once and stay in the cache while its queries
+//! pass by; logits stay in f32.
+
+use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
+use super::layer::{Layer, Scratch, Site, halves};
+use super::matmul::Panels;
+use super::memory::{Part, View};
+use crate::graph::{Graph, ParamId, TensorId};
+use std::ops::Range;
+
+/// Logits of a block of queries, in elements: they stay in the second-level cache.
+const LOGITS: usize = 1 << 16;
+
+/// `softmax(q k^T / sqrt(d)) v`.
+pub(super) struct Attention {
+    kernels: &'static Kernels,
+    /// T and d.
+    tokens: usize,
+    width: usize,
+    heads: usize,
+    /// Queries to a row, and their numbers where they are not in the input.
+    count: usize,
+    queries: Option<Vec<f32>>,
+    /// Queries to a block.
+    rows: usize,
+}
+
+impl Attention {
+    pub fn new(
+        graph: &Graph,
+        kernels: &'static Kernels,
+        input: TensorId,
+        heads: usize,
+        queries: Option<ParamId>,
+    ) -> Attention {
+        let shape = graph.shape(input);
+        let (tokens, parts) = (shape.pixels(), if queries.is_some() { 2 } else { 3 });
+        let count = queries.map_or(tokens, |id| graph.param(id).shape[0]);
+        let whole = kernels.rows();
+        let rows = (LOGITS / tokens).clamp(whole, MAX_ROWS).min(count.next_multiple_of(whole));
+        Attention {
+            kernels,
+            tokens,
+            width: shape.channels() / parts / heads,
+            heads,
+            count,
+            queries: queries.map(|id| halves(graph, id).iter().map(|q| q.to_f32()).collect()),
+            rows: rows / whole * whole,
+        }
+    }
+
+    /// Elements of packed keys, packed values and the logits of a block.
+    fn sizes(&self) -> [usize; 3] {
+        let columns = self.kernels.columns;
+        [
+            self.tokens.next_multiple_of(columns) * self.width,
+            self.width.next_multiple_of(columns) * self.tokens,
+            self.tokens * self.rows,
+        ]
+    }
+
+    /// Packs the keys `[T, d]` of a head, each a column.
+    fn pack_keys(&self, x: &View, first: usize, channels: Range<usize>, to: &mut [f32]) {
+        let (columns, mut run) = (self.kernels.columns, [0.0; 64]);
+        to[self.tokens / columns * columns * self.width..].fill(0.0);
+        for (token, position) in (first..first + self.tokens).enumerate() {
+            let panel = &mut to[token / columns * columns * self.width..];
+            for start in (0..self.width).step_by(run.len()) {
+                let run = &mut run[..(self.width - start).min(64)];
+                let from = channels.start + start;
+                self.kernels.widen(x.at(position, from..from + run.len()), run);
+                for (i, &k) in run.iter().enumerate() {
+                    panel[(start + i) * columns + token % columns] = k;
+                }
+            }
+        }
+    }
+
+    /// Packs the values `[T, d]` of a head, each a row.
+    fn pack_values(&self, x: &View, first: usize, channels: Range<usize>, to: &mut [f32]) {
+        let columns = self.kernels.columns;
+        for (panel, start) in
+            to.chunks_exact_mut(columns * self.tokens).zip(channels.clone().step_by(columns))
+        {
+            let from = start..(start + columns).min(channels.end);
+            for (position, row) in (first..).zip(panel.chunks_exact_mut(columns)) {
+                let (row, rest) = row.split_at_mut(from.len());
+                self.kernels.widen(x.at(position, from.clone()), row);
+                rest.fill(0.0);
+            }
+        }
+    }
+
+    /// Some queries of one head of one row.
+    fn head(&self, x: &View, part: &mut Part<'_>, scratch: &mut Scratch) {
+        let (width, tokens, all) = (self.width, self.tokens, self.width * self.heads);
+        let (row, channels) = (part.positions.start / self.count, part.channels.clone());
+        let first = row * tokens;
+        let side = |part: usize| {
+            let start = x.channels() - part * all + channels.start;
+            start..start + width
+        };
+        let [k, v, l] = self.sizes();
+        let (keys, rest) = scratch.hidden[..k + v + l].split_at_mut(k);
+        let (values, logits) = rest.split_at_mut(v);
+        self.pack_keys(x, first, side(2), keys);
+        self.pack_values(x, first, side(1), values);
+        let keys = Panels { kernels: self.kernels, data: keys, depth: width };
+        let values = Panels { kernels: self.kernels, data: values, depth: tokens };
+        let block = &mut scratch.block;
+        let (scale, mut totals) = (1.0 / (width as f64).sqrt(), [0f32; MAX_ROWS]);
+        for start in part.positions.clone().step_by(self.rows) {
+            let rows = self.rows.min(part.positions.end - start);
+            let query = |i: usize, depths: Range<usize>, to: &mut [f32]| match &self.queries {
+                None => {
+                    let from = side(3).start + depths.start;
+                    let position = first + (start + i) % self.count;
+                    self.kernels.widen(x.at(position, from..from + depths.len()), to)
+                }
+                Some(queries) => {
+                    let from = (start + i) % self.count * all + channels.start + depths.start;
+                    to.copy_from_slice(&queries[from..from + depths.len()])
+                }
+            };
+            for columns in blocks(0..tokens) {
+                keys.multiply(block, rows, columns.clone(), query);
+                for (i, logits) in logits.chunks_exact_mut(tokens).take(rows).enumerate() {
+                    logits[columns.clone()].copy_from_slice(block.row(i, columns.len()));
+                }
+            }
+            for (logits, total) in logits.chunks_exact_mut(tokens).take(rows).zip(&mut totals) {
+                *total = (1.0 / self.kernels.exponentials(logits, scale)) as f32;
+            }
+            for columns in blocks(0..width) {
+                values.multiply(block, rows, columns.clone(), |i, depths, to| {
+                    to.copy_from_slice(&logits[i * tokens..][depths])
+                });
+                for (i, total) in totals[..rows].iter().enumerate() {
+                    let sums = block.row(i, columns.len());
+                    sums.iter_mut().for_each(|s| *s *= total);
+                    part.put(start + i, channels.start + columns.start, sums);
+                }
+            }
+        }
+    }
+}
+
+/// Blocks of columns of a product.
+fn blocks(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let block = move |start: usize| start..(start + MAX_COLUMNS).min(columns.end);
+    columns.clone().step_by(MAX_COLUMNS).map(block)
+}
+
+impl Layer for Attention {
+    fn scratch(&self) -> usize {
+        self.sizes().iter().sum()
+    }
+
+    fn run(&self, site: &Site<'_>) {
+        let x = site.inputs[0];
+        let heads = x.positions() / self.tokens * self.heads;
+        // Queries that share packed keys and values, or fewer where heads would not go round.
+        let threads = site.on.team.threads();
+        let span = if threads == 1 || heads >= 2 * threads { self.count } else { self.rows };
+        site.sink.fill_rows(&site.on, self.count, [span, self.width], |part, scratch| {
+            self.head(&x, part, scratch)
+        });
+    }
+}
