@@ -6,7 +6,9 @@
 //
 // x [B, H, W, pitch] FP16, the first C of each pitch read, zero outside the map; w [K, R, S, C']
 // FP16, C' = C rounded up to 8 and zero-filled; scale, bias [K] f32; y [B, P, Q, pitch] as FP16
-// and, for a graph output, f32. The left matrix is [B P Q, R S C'] and is never written: each copy
+// and, for a graph output, f32. With CFG_POOL, y [B, P / 2, Q / 2, pitch] is the largest of each 2 x 2
+// square of these results as FP16, and the rows of the product are ordered square by square, so that
+// a square never leaves its tile; a last odd row or column is not computed. The left matrix is [B P Q, R S C'] and is never written: each copy
 // of 16 bytes finds its pixel and tap. Columns run over c, then s, then r.
 //
 // Block: CFG_TILE_M output positions x CFG_TILE_N filters, CFG_WARPS_M x CFG_WARPS_N warps.
@@ -45,11 +47,18 @@ struct Patches {
   i32 pixel[T::A_PASSES];   // b H W + top W + left
 
   DEV Patches(const Conv2dParams& p, i32 first, i32 m) : p(p), r(0), s(0) {
+    const i32 rows = CFG_POOL ? p.p / 2 : p.p, columns = CFG_POOL ? p.q / 2 : p.q;
     UNROLL for (i32 i = 0; i < T::A_PASSES; i++) {
       const i32 position = first + threadIdx.x / CHUNKS + i * T::PASS_ROWS;
-      const i32 row = position / p.q, image = row / p.p;
-      top[i] = row % p.p * p.stride_h - p.pad_h;
-      left[i] = position % p.q * p.stride_w - p.pad_w;
+      const i32 place = CFG_POOL ? position / 4 : position;
+      i32 row = place / columns % rows, column = place % columns;
+      const i32 image = place / columns / rows;
+      if (CFG_POOL) {
+        row = row * 2 + position % 4 / 2;
+        column = column * 2 + position % 2;
+      }
+      top[i] = row * p.stride_h - p.pad_h;
+      left[i] = column * p.stride_w - p.pad_w;
       pixel[i] = (image * p.h + top[i]) * p.w + left[i];
       if (position >= m) top[i] = -(1 << 30);
     }
@@ -81,11 +90,14 @@ struct Patches {
     c += BK;
     settle();
   }
+
+  DEV void arrived(u32) {}
 };
 
 KERNEL BOUNDS(T::THREADS, CFG_BLOCKS) conv2d(PARAM Conv2dParams p) {
   const u32 shared = shared_address(dynamic_shared);
-  const i32 m = p.rows * p.p * p.q, strips = (p.k + T::BN - 1) / T::BN;
+  const i32 m = CFG_POOL ? p.rows * (p.p / 2) * (p.q / 2) * 4 : p.rows * p.p * p.q;
+  const i32 strips = (p.k + T::BN - 1) / T::BN;
   const i32 m0 = blockIdx.x / strips * T::BM, n0 = blockIdx.x % strips * T::BN;
   const i32 columns = p.kernel_h * p.kernel_w * p.c_padded;
 
@@ -94,5 +106,9 @@ KERNEL BOUNDS(T::THREADS, CFG_BLOCKS) conv2d(PARAM Conv2dParams p) {
   T::Sums sums;
   clear<T>(sums);
   multiply<T>(sums, shared, (columns + BK - 1) / BK, a, b);
-  finish<T, CFG_ACT, CFG_RESIDUAL>(sums, p.epilogue, shared, m0, n0, m, p.k);
+  if (CFG_POOL) {
+    finish_pooled<T, CFG_ACT>(sums, p.epilogue, shared, m0, n0, m, p.k);
+  } else {
+    finish<T, CFG_ACT, CFG_RESIDUAL>(sums, p.epilogue, shared, m0, n0, m, p.k);
+  }
 }

@@ -1,6 +1,7 @@
 // Pooling over windows of a map.
 //
-//   max:      y[b, p, q, c] = largest x in the window; padding never wins, NaN always does
+//   max:      y[b, p, q, c] = largest x in the window; padding never wins, NaN always does; the
+//             last window may hang over the far edge
 //   average:  y = sum of x in the window / (positions in the window, with or without the padding)
 //   adaptive: y = mean of x over rows floor(p H / P) .. ceil((p + 1) H / P), columns likewise;
 //             P = Q = 1 is global average pooling
@@ -62,7 +63,7 @@ KERNEL BOUNDS(256, 1) max_pool(PARAM PoolParams a) {
       const i32 w = o.q * a.stride_w + s * a.dilation_w - a.pad_w;
       if ((u32)w >= (u32)a.w) continue;
       o.load(a, h, w, v);
-      UNROLL for (i32 e = 0; e < 8; e++) best[e] = v[e] > best[e] || v[e] != v[e] ? v[e] : best[e];
+      UNROLL for (i32 e = 0; e < 8; e++) best[e] = larger(best[e], v[e]);
     }
   }
   store8(a.out, o.position, o.channel, o.count, best);

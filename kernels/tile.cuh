@@ -82,6 +82,9 @@ struct DenseRows {
     next += BK;
     columns_left -= BK;
   }
+
+  // What is done to a slice between its copy and its use, by the thread that copied it.
+  DEV void arrived(u32) {}
 };
 
 // The products of one slice.
@@ -115,6 +118,7 @@ DEV void multiply(typename T::Sums& sums, u32 ring, i32 slices, A& a, B& b) {
   i32 use = 0, fill = T::STAGES - 1;
   NO_UNROLL for (i32 s = 0; s < slices; s++) {
     copy_wait<T::STAGES - 2>();
+    a.arrived(ring + use * T::STAGE_BYTES);
     // Every thread's copies of this slice have landed, and nobody still reads the one filled next.
     barrier_block();
     if (s + T::STAGES - 1 < slices) {

@@ -1,185 +1,344 @@
 //! Every CUDA kernel compiled for every architecture, without a GPU: no spills, within its register
-//! budget, its argument block as large as the host's, tensor cores used where promised.
+//! budget, its argument block as large as the host's, tensor cores used where promised. One line per
+//! kernel and architecture goes to `target/report/kernels-<compiler>.txt`.
 //!
-//! Needs NVRTC (`export HISTOKERN_NVRTC="$(scripts/nvrtc)"`) and says so when it is absent; reads the
-//! machine code too where `nvdisasm` is on the path or named in `HISTOKERN_NVDISASM`.
+//! Needs NVRTC (`eval "$(scripts/nvrtc --env)"`) and says so when it is absent. A second compiler in
+//! `HISTOKERN_NVRTC_13`, the disassembler in `HISTOKERN_NVDISASM` (or on the path) and the assembler
+//! of the oldest supported driver in `HISTOKERN_PTXAS` are used where they are named.
+
+#[path = "common/report.rs"]
+mod report;
 
 use histokern::cuda::compile::{self, Compiled, Compiler, Request};
 use histokern::cuda::kernels::{ARCHITECTURES, Arch, Instance, KERNELS};
+use histokern::cuda::ptx;
+use report::{Table, verdict};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
-/// Every kernel on every architecture with the most work after its sums, and every way to finish
-/// them once.
-fn instances() -> Vec<(Instance, Arch)> {
+/// Every kernel on every architecture with the most work after its sums.
+fn one_of_each() -> Vec<(Instance, Arch)> {
     let mut list = Vec::new();
     for arch in ARCHITECTURES {
         for kernel in KERNELS.iter().filter(|k| k.runs_on(arch)) {
-            list.extend(kernel.instances().pop().map(|instance| (instance, arch)));
+            let mut instances = kernel.instances();
+            list.extend(instances.pop().map(|instance| (instance, arch)));
+            list.extend(instances.into_iter().rfind(|i| i.pool).map(|instance| (instance, arch)));
         }
     }
-    let small = KERNELS.iter().filter(|k| k.name.ends_with("64x64") || k.file == "norm.cu");
-    list.extend(small.flat_map(|k| k.instances()).map(|instance| (instance, Arch(80))));
     list
 }
 
-/// All of them compiled, each request once, or `None` without a compiler.
-fn compiled() -> Option<&'static HashMap<Request, Compiled>> {
-    static ALL: OnceLock<Option<HashMap<Request, Compiled>>> = OnceLock::new();
-    ALL.get_or_init(|| {
-        let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-        let compiler = Compiler::with_cache(Some(cache));
-        if let Err(missing) = compiler.nvrtc() {
-            eprintln!("skipped: {missing}");
-            return None;
-        }
-        let mut requests: Vec<Request> = Vec::new();
-        for request in instances().iter().map(|(instance, arch)| instance.request(*arch)) {
-            if !requests.contains(&request) {
-                requests.push(request);
-            }
-        }
-        let (next, done) = (AtomicUsize::new(0), Mutex::new(HashMap::new()));
-        let work = || {
-            while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let compiled =
-                    compiler.compile(request).unwrap_or_else(|e| panic!("{request:?}: {e}"));
-                done.lock().unwrap().insert(request.clone(), compiled);
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-        Some(done.into_inner().unwrap())
-    })
-    .as_ref()
+/// Every way to finish, once, on kernels that differ in nothing else.
+fn every_ending() -> Vec<(Instance, Arch)> {
+    let small = KERNELS
+        .iter()
+        .filter(|k| k.name.ends_with("64x64") || ["norm.cu", "affine.cu"].contains(&k.file));
+    small.flat_map(|k| k.instances()).map(|instance| (instance, Arch(80))).collect()
+}
+
+fn cache_folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")
+}
+
+/// A compiler and what it made of some instances.
+struct Built {
+    name: String,
+    /// Times the register budget it may use: budgets are those of the pinned compiler.
+    slack: f64,
+    by_request: HashMap<Request, Compiled>,
+}
+
+impl Built {
+    fn of(&self, instance: &Instance, arch: Arch) -> &Compiled {
+        &self.by_request[&instance.request(arch)]
+    }
+}
+
+/// Compiles the instances, those of [`one_of_each`] in several processes of the program first: within
+/// one, NVRTC compiles one program at a time.
+fn build(compiler: &Compiler, library: &Path, slack: f64, instances: &[(Instance, Arch)]) -> Built {
+    let warmed = Command::new(env!("CARGO_BIN_EXE_histokern"))
+        .args(["kernels", "compile", "--json"])
+        .env("HISTOKERN_CACHE", cache_folder())
+        .env("HISTOKERN_NVRTC", library)
+        .output()
+        .unwrap();
+    // A kernel over its budget fails there and is judged here.
+    drop(warmed);
+    let mut by_request = HashMap::new();
+    for (instance, arch) in instances {
+        by_request.entry(instance.request(*arch)).or_insert_with_key(|request| {
+            compiler.compile(request).unwrap_or_else(|e| panic!("{request:?}: {e}"))
+        });
+    }
+    let name = compiler.nvrtc().unwrap().build().to_string();
+    Built { name, slack, by_request }
+}
+
+/// The pinned compiler's work, or `None` without one.
+fn built() -> Option<&'static Built> {
+    static BUILT: OnceLock<Option<Built>> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let compiler = Compiler::with_cache(Some(cache_folder())).with_archive(None);
+            let library = match compiler.nvrtc() {
+                Ok(nvrtc) => nvrtc.path.clone(),
+                Err(missing) => {
+                    eprintln!("skipped: {missing}");
+                    return None;
+                }
+            };
+            Some(build(&compiler, &library, 1.0, &[one_of_each(), every_ending()].concat()))
+        })
+        .as_ref()
 }
 
 fn name(instance: &Instance, arch: Arch) -> String {
-    let Instance { kernel, act, residual } = instance;
-    format!("{} {act:?} residual {residual} {}", kernel.name, arch.name())
+    let Instance { kernel, act, residual, pool } = instance;
+    format!("{} {act:?} residual {residual} pool {pool} {}", kernel.name, arch.name())
 }
 
-#[test]
-fn no_spills_and_no_more_registers_than_budgeted() {
-    let Some(compiled) = compiled() else { return };
-    let mut wrong = Vec::new();
-    for (instance, arch) in instances() {
-        let log = &compiled[&instance.request(arch)].output.log;
-        let name = name(&instance, arch);
-        let usage = compile::usage(log).into_iter().find(|u| u.entry == instance.kernel.entry);
-        let usage = usage.unwrap_or_else(|| panic!("{name}: not in the log\n{log}"));
-        assert!(usage.registers > 0, "{name}: {usage:?}");
-        if usage.spill_bytes > 0 || usage.registers > instance.kernel.registers {
-            wrong.push(format!("{name}: budget {}, {usage:?}", instance.kernel.registers));
+/// What one kernel costs on one architecture, and what is wrong with it.
+#[derive(Default)]
+struct Finding {
+    registers: u32,
+    spill_bytes: u32,
+    shared_bytes: u32,
+    /// The instruction of its products and how often it stands there.
+    products: String,
+    wrong: Vec<String>,
+}
+
+impl Finding {
+    fn of(
+        instance: &Instance,
+        arch: Arch,
+        compiled: &Compiled,
+        slack: f64,
+        code: Option<&str>,
+    ) -> Finding {
+        let kernel = instance.kernel;
+        let mut found = Finding::default();
+        found.judge_report(instance, arch, slack, &compiled.output.log);
+        found.judge_arguments(kernel.entry, kernel.argument_bytes, &compiled.output.ptx);
+        found.products = "-".into();
+        if let Some(code) = code {
+            found.judge_code(instance, arch, code);
         }
-        wrong.extend(compile::complaints(log).iter().map(|c| format!("{name}: {c}")));
-        // A block must fit the 65,536 registers of a multiprocessor.
-        let threads: u32 = instance.kernel.block.iter().product();
-        assert!(usage.registers.next_multiple_of(8) * threads <= 65536, "{name}: {usage:?}");
+        found
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
 
-#[test]
-fn argument_blocks_are_as_large_as_the_compiler_says() {
-    let Some(compiled) = compiled() else { return };
-    for (instance, arch) in instances() {
-        let ptx =
-            String::from_utf8_lossy(&compiled[&instance.request(arch)].output.ptx).into_owned();
-        let entry = instance.kernel.entry;
-        let (_, rest) = ptx.split_once(&format!("{entry}_param_0[")).unwrap();
-        let bytes: usize = rest.split(']').next().unwrap().parse().unwrap();
-        assert_eq!(bytes, instance.kernel.argument_bytes, "{}", name(&instance, arch));
-        assert!(!ptx.contains(&format!("{entry}_param_1")), "{}", name(&instance, arch));
+    fn expect(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds {
+            self.wrong.push(otherwise());
+        }
+    }
+
+    /// What the assembler says: registers, stack, spills, and remarks such as C7508.
+    fn judge_report(&mut self, instance: &Instance, arch: Arch, slack: f64, log: &str) {
+        let kernel = instance.kernel;
+        let reported = compile::usage(log).into_iter().find(|u| u.entry == kernel.entry);
+        let Some(usage) = reported.filter(|u| u.registers > 0) else {
+            self.wrong.push(format!("not in the log: {log}"));
+            return;
+        };
+        (self.registers, self.spill_bytes) = (usage.registers, usage.spill_bytes);
+        self.shared_bytes = usage.static_shared_bytes + kernel.shared_bytes(arch, 1);
+        self.expect(usage.spill_bytes == 0 && usage.stack_bytes == 0, || format!("{usage:?}"));
+        self.expect(f64::from(usage.registers) <= f64::from(kernel.registers) * slack, || {
+            format!("{} registers, budget {}", usage.registers, kernel.registers)
+        });
+        // A block must fit the 65,536 registers of a multiprocessor.
+        let threads: u32 = kernel.block.iter().product();
+        self.expect(usage.registers.next_multiple_of(8) * threads <= 65536, || {
+            format!("{} registers of {threads} threads", usage.registers)
+        });
+        self.wrong.extend(compile::complaints(log).iter().map(|c| c.to_string()));
+    }
+
+    /// One argument block, as large as the host's.
+    fn judge_arguments(&mut self, entry: &str, bytes: usize, ptx: &[u8]) {
+        let text = String::from_utf8_lossy(ptx);
+        let stated = text
+            .split_once(&format!("{entry}_param_0["))
+            .and_then(|(_, rest)| rest.split(']').next()?.parse::<usize>().ok());
+        self.expect(stated == Some(bytes), || format!("argument block {stated:?}, host {bytes}"));
+        self.expect(!text.contains(&format!("{entry}_param_1")), || "a second argument".into());
+    }
+
+    /// The instructions: no local memory; tensor cores, the copy engine and asynchronous copies
+    /// where the table promises them.
+    fn judge_code(&mut self, instance: &Instance, arch: Arch, code: &str) {
+        let kernel = instance.kernel;
+        let has = |mnemonic: &str| code.contains(mnemonic);
+        self.expect(has("EXIT"), || "no code".into());
+        self.expect(!has("LDL") && !has("STL"), || "local memory".into());
+        let products = if kernel.warpgroups {
+            "HGMMA.64x"
+        } else if !kernel.tensor_cores {
+            return;
+        } else if arch.0 >= 80 {
+            "HMMA.16816.F32"
+        } else {
+            "HMMA.1688.F32"
+        };
+        let count = code.matches(products).count();
+        self.products = format!("{} x{count}", products.trim_end_matches(".64x"));
+        self.expect(count > 0, || format!("no {products}"));
+        if kernel.warpgroups {
+            let left = match kernel.entry {
+                "gemm_sm90" => "UTMALDG.2D",
+                "conv2d_sm90" => "UTMALDG.4D.IM2COL",
+                _ => "LDGSTS",
+            };
+            for promised in [left, "UTMALDG.3D.MULTICAST", "UTMASTG.2D", "USETMAXREG"] {
+                self.expect(has(promised), || format!("no {promised}"));
+            }
+        } else {
+            self.expect(has("LDSM.16"), || "no LDSM".into());
+            self.expect(has("LDGSTS") == (arch.0 >= 80), || "asynchronous copies".into());
+        }
     }
 }
 
 /// Machine code of each entry point of a cubin, or `None` without a disassembler.
 fn disassemble(cubin: &[u8]) -> Option<HashMap<String, String>> {
-    let tool = std::env::var("HISTOKERN_NVDISASM").unwrap_or_else(|_| "nvdisasm".into());
+    let named = std::env::var("HISTOKERN_NVDISASM").ok();
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut file, cubin).unwrap();
-    let output = Command::new(tool).arg("--print-code").arg(file.path()).output().ok()?;
+    let mut command = Command::new(named.as_deref().unwrap_or("nvdisasm"));
+    let output = match command.arg("--print-code").arg(file.path()).output() {
+        Ok(output) => output,
+        Err(e) if named.is_some() => panic!("HISTOKERN_NVDISASM: {e}"),
+        Err(_) => return None,
+    };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let sections = text.split("\t.section\t.text.").skip(1);
     Some(sections.filter_map(|s| Some((s.split_once(',')?.0.to_string(), s.to_string()))).collect())
 }
 
-#[test]
-fn machine_code_uses_tensor_cores_and_no_local_memory() {
-    let Some(compiled) = compiled() else { return };
-    let mut sections: HashMap<Request, HashMap<String, String>> = HashMap::new();
-    for (instance, arch) in instances() {
-        let request = instance.request(arch);
-        if !sections.contains_key(&request) {
-            let Some(found) = disassemble(&compiled[&request].output.cubin) else {
-                eprintln!("skipped: no nvdisasm; name it in HISTOKERN_NVDISASM");
-                return;
-            };
-            sections.insert(request.clone(), found);
+/// Judges some instances, writes a line for each of `listed` and fails for all that are wrong.
+fn judge(built: &Built, instances: &[(Instance, Arch)], listed: usize) {
+    let mut code: HashMap<Request, Option<HashMap<String, String>>> = HashMap::new();
+    let mut table =
+        Table::new(&["kernel", "arch", "registers", "budget", "shared", "spills", "products", ""]);
+    let mut wrong = Vec::new();
+    for (i, (instance, arch)) in instances.iter().enumerate() {
+        let compiled = built.of(instance, *arch);
+        let sections = code
+            .entry(instance.request(*arch))
+            .or_insert_with(|| disassemble(&compiled.output.cubin));
+        let kernel = instance.kernel;
+        let section = sections.as_ref().map(|s| s.get(kernel.entry).map_or("", String::as_str));
+        let found = Finding::of(instance, *arch, compiled, built.slack, section);
+        if i < listed {
+            table.row(vec![
+                kernel.name.into(),
+                arch.name(),
+                found.registers.to_string(),
+                kernel.registers.to_string(),
+                found.shared_bytes.to_string(),
+                found.spill_bytes.to_string(),
+                found.products.clone(),
+                verdict(found.wrong.is_empty()),
+            ]);
         }
-        let name = name(&instance, arch);
-        let code = &sections[&request][instance.kernel.entry];
-        let has = |mnemonic: &str| code.contains(mnemonic);
-        assert!(has("EXIT"), "{name}: no code");
-        assert!(!has("LDL") && !has("STL"), "{name}: local memory");
-        if instance.kernel.warpgroups {
-            assert!(has("HGMMA.64x") && has("UTMALDG.2D") && has("USETMAXREG"), "{name}");
-        } else if instance.kernel.tensor_cores {
-            let product = if arch.0 >= 80 { "HMMA.16816.F32" } else { "HMMA.1688.F32" };
-            assert!(has(product) && has("LDSM.16"), "{name}: no {product}");
-            assert_eq!(has("LDGSTS"), arch.0 >= 80, "{name}: asynchronous copies");
+        wrong.extend(found.wrong.iter().map(|w| format!("{}: {w}", name(instance, *arch))));
+    }
+    if code.values().any(Option::is_none) {
+        eprintln!("no nvdisasm, machine code not read; name it in HISTOKERN_NVDISASM");
+    }
+    table.save(&format!("kernels-{}.txt", built.name));
+    assert!(wrong.is_empty(), "NVRTC {}\n{}", built.name, wrong.join("\n"));
+}
+
+#[test]
+fn every_kernel_keeps_its_promises_on_every_architecture() {
+    let Some(built) = built() else { return };
+    let one_of_each = one_of_each();
+    judge(built, &[one_of_each.clone(), every_ending()].concat(), one_of_each.len());
+}
+
+#[test]
+fn the_next_major_compiler_keeps_them_too() {
+    let Some(library) = std::env::var_os("HISTOKERN_NVRTC_13").map(PathBuf::from) else {
+        eprintln!("skipped: HISTOKERN_NVRTC_13 is not set");
+        return;
+    };
+    // One after the other: two compilers at once would only slow each other.
+    let _ = built();
+    let cache = Some(cache_folder());
+    let compiler = Compiler::with_cache(cache).with_archive(None).with_nvrtc(library.clone());
+    assert_eq!(compiler.nvrtc().unwrap().version.0, 13);
+    let instances = one_of_each();
+    judge(&build(&compiler, &library, 1.5, &instances), &instances, instances.len());
+}
+
+/// The planted wrongs that a judge must see: it would be no test otherwise.
+#[test]
+fn what_breaks_a_promise_is_seen() {
+    let Some(built) = built() else { return };
+    let (instance, arch) =
+        one_of_each().into_iter().find(|(i, _)| i.kernel.tile.is_some()).unwrap();
+    let compiled = built.of(&instance, arch);
+    let good = "EXIT HMMA.1688.F32 LDSM.16";
+    let wrong = |log: &str, code: &str| {
+        let mut changed = compiled.clone();
+        changed.output.log = compiled.output.log.clone() + log;
+        Finding::of(&instance, arch, &changed, 1.0, Some(code)).wrong.join("; ")
+    };
+    let entry = instance.kernel.entry;
+    let again = |rest: &str| format!("\nptxas info : Compiling entry function '{entry}'\n{rest}");
+    assert_eq!(wrong("", good), "");
+    assert!(wrong("\nptxas info (C7508) : setmaxnreg ignored", good).contains("C7508"));
+    assert!(wrong("", "EXIT LDSM.16").contains("no HMMA"));
+    assert!(wrong("", &format!("{good} STL.64")).contains("local memory"));
+    assert!(wrong("", &format!("{good} LDGSTS.E")).contains("asynchronous"));
+    let mut greedy = compiled.clone();
+    greedy.output.log = again("8 bytes stack frame, 4 bytes spill stores\nUsed 256 registers");
+    let found = Finding::of(&instance, arch, &greedy, 1.0, None).wrong.join("; ");
+    assert!(found.contains("spill_bytes: 4") && found.contains("256 registers, budget"), "{found}");
+}
+
+/// The text an old driver translates, by the assembler of that driver's release.
+#[test]
+fn lowered_ptx_is_accepted_by_the_oldest_driver() {
+    let Some(built) = built() else { return };
+    let Some(ptxas) = std::env::var_os("HISTOKERN_PTXAS") else {
+        eprintln!("skipped: HISTOKERN_PTXAS is not set");
+        return;
+    };
+    // What was accepted before need not be asked again.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lowered");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut wrong = Vec::new();
+    for (instance, arch) in one_of_each() {
+        if instance.oldest_alike(arch) != arch {
+            continue;
+        }
+        let text = ptx::lowered(&built.of(&instance, arch).output.ptx).unwrap();
+        assert_eq!(ptx::version(&text), Some((8, 0)), "{}", name(&instance, arch));
+        let file = folder.join(format!("{:x}.ptx", Sha256::digest(&text)));
+        if file.exists() {
+            continue;
+        }
+        let mut temporary = tempfile::NamedTempFile::new_in(&folder).unwrap();
+        std::io::Write::write_all(&mut temporary, text.as_bytes()).unwrap();
+        let target = instance.request(arch).arch;
+        let mut command = Command::new(&ptxas);
+        command.args(["--opt-level", "0", "--output-file", "/dev/null", "--gpu-name", &target]);
+        let output = command.arg(temporary.path()).output().unwrap();
+        if output.status.success() {
+            temporary.persist(file).unwrap();
+        } else {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            wrong.push(format!("{}: {said}", name(&instance, arch)));
         }
     }
-}
-
-fn histokern(arguments: &[&str], cache: &std::path::Path) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_histokern"))
-        .args(arguments)
-        .env("HISTOKERN_CACHE", cache)
-        .output()
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(text).unwrap())
-}
-
-#[test]
-fn the_verb_lists_and_clears() {
-    let cache = tempfile::tempdir().unwrap();
-    let (ok, text) = histokern(&["kernels", "list", "--json"], cache.path());
-    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert!(ok);
-    let names: Vec<&str> =
-        list.as_array().unwrap().iter().map(|k| k["name"].as_str().unwrap()).collect();
-    assert_eq!(names, KERNELS.iter().map(|k| k.name).collect::<Vec<_>>());
-
-    std::fs::write(cache.path().join("12.9-sm_80-gemm-0.cubin"), [0; 100]).unwrap();
-    std::fs::write(cache.path().join("other"), "kept").unwrap();
-    let (ok, text) = histokern(&["kernels", "cache", "--clear", "--json"], cache.path());
-    let state: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert!(ok && state["entries"] == 1 && state["bytes"] == 100, "{text}");
-    let left: Vec<_> =
-        std::fs::read_dir(cache.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left, ["other"]);
-}
-
-#[test]
-fn the_verb_says_what_is_missing() {
-    let cache = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_histokern"))
-        .args(["kernels", "compile", "--arch", "sm_80"])
-        .env("HISTOKERN_CACHE", cache.path())
-        .env("HISTOKERN_NVRTC", "/nonexistent/libnvrtc.so.12")
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text.contains("nvidia-cuda-nvrtc-cu12") && text.contains("/nonexistent/"), "{text}");
-
-    let (ok, text) = histokern(&["kernels", "compile", "--arch", "sm_70"], cache.path());
-    assert!(!ok && text.contains("there are sm_75"), "{text}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

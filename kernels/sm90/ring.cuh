@@ -1,59 +1,126 @@
-// The ring between a warpgroup that copies and two that multiply (sm_90a).
+// How a block of the Hopper kernels is organised: tiles, warpgroups, shared memory, barriers.
 //
-// A block of 384 threads is persistent: it takes tiles of 128 x BN sums in turn. Warpgroup 0 fills
-// slices of 64 columns (rows of 128 bytes, 128-byte swizzle) as they become empty; warpgroups 1 and
-// 2 own 64 rows of the tile each and multiply slices as they become full. The copies of the next
-// tile run while the last one is finished and stored. Barriers carry a parity: phase p of a stage
-// ends when all its arrivals, and the bytes of its bulk copies, are in.
+// A block is persistent and takes tiles of 128 x BN sums in turn. Its warpgroups have roles:
+//   0      one lane loads operands, one lane moves staged tiles (the rest of it waits);
+//   1, 2   multiply and finish;
+//   3      gathers a left operand that no tensor map can describe (gather.cu only).
+// Warpgroups 1 and 2 are two teams with a tile each, so that one finishes its tile while the other
+// multiplies (ping-pong); with BN = 256 they are one team, each with 64 of the 128 rows, because the
+// sums of a whole tile would not fit one warpgroup's registers.
+//
+// Operands pass through a ring of stages, each a slice of 64 columns of both in rows of 128 bytes with
+// 128-byte swizzle. A stage is `full` when its loader's arrival and all its bytes are in, and `empty`
+// again when the team has read it. A team's result is staged as FP16 in panels of 64 columns in the
+// same layout: `ready` says that the panels are free and hold the residual, `written` that they hold
+// the result. Barriers carry a parity: it tells one use of a stage from the next, however often the
+// ring goes round. Two uses apart look alike, so a team must not look at a stage before the one in
+// between: it may `begin` a tile once the other team has seen all slices of the tile before it full.
+//
+// The two blocks of a cluster take tiles of the same filters, one above the other. Each loads half of
+// the filters' slice into both, so a stage is empty only when both blocks have read theirs.
 //
 // A sum runs over k in ascending steps of 16 within one chain, as in tile.cuh, but the tensor cores
-// of a warpgroup may round otherwise than those of a warp: results are the same for every tile and
-// batch of this family, not across families.
+// of a warpgroup may round otherwise than those of a warp: results are the same for every tile, batch
+// and cluster of this family, not across families.
 #pragma once
 #include "epilogue.cuh"
+#include "sm90/dev.cuh"
 
-enum { SLICE = 64, SLICE_ROW = SLICE * 2, COPIERS = 128 };
+enum { SLICE = 64, ROW_BYTES = SLICE * 2, GROUP = 128 };
 
 template <i32 BN_, i32 STAGES_>
-struct WideTile : Tile<128, BN_, 8, 1, STAGES_> {
-  typedef Tile<128, BN_, 8, 1, STAGES_> Base;
+struct WideTile {
   enum {
-    A_SLICE = Base::BM * SLICE_ROW,
-    B_SLICE = Base::BN * SLICE_ROW,
+    BM = 128,
+    BN = BN_,
+    STAGES = STAGES_,
+    A_SLICE = BM * ROW_BYTES,
+    B_SLICE = BN * ROW_BYTES,
     STAGE = A_SLICE + B_SLICE,
-    STAGED = Base::BM * (Base::BN * 2 + 16),
-    BLOCK = COPIERS + Base::THREADS,
+    PANEL = BM * ROW_BYTES,
+    PANELS = BN / SLICE,
+    TEAMS = BN > 128 ? 1 : 2,
+    TEAM_GROUPS = 2 / TEAMS,
+    TEAM_THREADS = TEAM_GROUPS * GROUP,
+    FRAGS_M = BM / 64 / TEAM_GROUPS,
+    FRAGS_N = BN / 8,
   };
-  // Warps 4 to 7 own rows 64 to 127, warps 8 to 11 rows 0 to 63.
-  static DEV i32 row(i32, i32 half) {
-    return threadIdx.x / 32 % 8 * 16 + threadIdx.x % 32 / 4 + half * 8;
-  }
-  static DEV i32 column(i32 j) { return j * 8 + threadIdx.x % 4 * 2; }
-  static DEV i32 thread() { return threadIdx.x - COPIERS; }
-  static DEV void sync() { barrier_named(1, Base::THREADS); }
+  static_assert(STAGES >= 3, "one slice is read, one waited for, one under way");
+
+  // Sums of a warpgroup: [i][j][2 half + e] is row 64 i + 16 warp + lane / 4 + 8 half of its rows,
+  // column 8 j + lane mod 4 * 2 + e.
+  typedef float Sums[FRAGS_M][FRAGS_N][4];
 };
 
-// Addresses in dynamic shared memory: the slices, the staged tile, the barriers.
+// What a product is, whatever its left operand.
+struct Product {
+  i32 rows;
+  i32 positions;  // of one row
+  i32 k;          // filters
+  i32 taps;       // of a filter
+  i32 columns;    // of a tap
+  i32 by_map;     // sum of the two below
+  i32 unused[10];
+  TensorMap weight;    // [K, taps, columns], boxes BN / blocks of a cluster x 1 x 64
+  TensorMap residual;  // [M, K], boxes 128 x 64
+  TensorMap result;    // [M, K], boxes 128 x 64
+  Epilogue epilogue;
+  u64 unused_end;
+};
+
+enum { RESIDUAL_BY_MAP = 1, RESULT_BY_MAP = 2 };
+
+DEV i32 slices_of_tap(const Product& p) { return (p.columns + SLICE - 1) / SLICE; }
+
+// Which tiles this block takes. Those of one strip of positions lie next to each other.
+template <class W>
+struct Schedule {
+  i32 peers, rank;  // blocks of the cluster, and which one this is
+  i32 m_end, strips, count, first, step;
+
+  DEV explicit Schedule(const Product& p) : peers(cluster_size()), rank(cluster_rank()) {
+    const i32 height = W::BM * peers;
+    m_end = p.rows * p.positions;
+    strips = (p.k + W::BN - 1) / W::BN;
+    count = (m_end + height - 1) / height * strips;
+    first = blockIdx.x / peers;
+    step = gridDim.x / peers;
+  }
+
+  // The last tiles of a cluster of two may begin below the last row.
+  DEV i32 m0(i32 tile) const { return (tile / strips * peers + rank) * W::BM; }
+  DEV i32 n0(i32 tile) const { return tile % strips * W::BN; }
+};
+
+// Addresses in dynamic shared memory: stages, staged tiles, barriers.
 template <class W>
 struct Ring {
   u32 base;
 
   DEV u32 a(i32 stage) const { return base + stage * W::STAGE; }
   DEV u32 b(i32 stage) const { return a(stage) + W::A_SLICE; }
-  DEV u32 staged() const { return base + W::STAGES * W::STAGE; }
-  DEV u32 full(i32 stage) const { return staged() + W::STAGED + stage * 8; }
+  DEV u32 staged(i32 team) const { return a(W::STAGES) + team * W::PANELS * W::PANEL; }
+  DEV u32 full(i32 stage) const { return staged(W::TEAMS) + stage * 8; }
   DEV u32 empty(i32 stage) const { return full(W::STAGES + stage); }
+  DEV u32 ready(i32 team) const { return full(2 * W::STAGES + team); }
+  DEV u32 written(i32 team) const { return ready(W::TEAMS + team); }
+  DEV u32 begin(i32 team) const { return ready(2 * W::TEAMS + team); }
 
-  // `fillers` arrivals make a stage full, one of each multiplying warpgroup makes it empty.
-  DEV void init(u32 fillers) const {
+  // `loaders` arrivals make a stage full, one of each warpgroup that reads it makes it empty.
+  DEV void init(u32 loaders) const {
     if (threadIdx.x == 0) {
       for (i32 s = 0; s < W::STAGES; s++) {
-        mbarrier_init(full(s), fillers);
-        mbarrier_init(empty(s), W::THREADS / 128);
+        mbarrier_init(full(s), loaders);
+        mbarrier_init(empty(s), W::TEAM_GROUPS * cluster_size());
+      }
+      for (i32 team = 0; team < W::TEAMS; team++) {
+        mbarrier_init(ready(team), 1);
+        mbarrier_init(written(team), W::TEAM_THREADS);
+        mbarrier_init(begin(team), 1);
       }
       mbarrier_fence_init();
     }
-    barrier_block();
+    barrier_cluster();
   }
 };
 
@@ -69,27 +136,11 @@ struct Turn {
       parity ^= 1;
     }
   }
-};
 
-// Adds the products of `slices` slices to the sums of this warpgroup's 64 rows.
-template <class W>
-DEV void multiply_full(typename W::Sums& sums, const Ring<W>& ring, Turn<W>& turn, i32 slices) {
-  const u32 rows = threadIdx.x / 128 % 2 * 64 * SLICE_ROW;
-  const bool leader = threadIdx.x % 128 == 0;
-  i32 before = 0;
-  NO_UNROLL for (i32 s = 0; s < slices; s++) {
-    mbarrier_wait(ring.full(turn.stage), turn.parity);
-    wgmma_fence();
-    UNROLL for (i32 k = 0; k < SLICE / 16; k++)
-      wgmma(sums, matrix_descriptor(ring.a(turn.stage) + rows + k * 32),
-            matrix_descriptor(ring.b(turn.stage) + k * 32));
-    wgmma_commit();
-    // One slice stays under way; the one before it has been read.
-    wgmma_wait<1>();
-    if (s > 0 && leader) mbarrier_arrive(ring.empty(before));
-    before = turn.stage;
-    turn.next();
+  // Passes over slices that are another team's.
+  DEV void skip(i32 slices) {
+    stage += slices;
+    parity ^= stage / W::STAGES & 1;
+    stage %= W::STAGES;
   }
-  wgmma_wait<0>();
-  if (leader) mbarrier_arrive(ring.empty(before));
-}
+};

@@ -1,16 +1,19 @@
-//! From embedded kernel source to machine code: NVRTC behind a cache on disk.
+//! From kernel source to what a driver loads.
 //!
-//! An entry is named by a SHA-256 over everything that decides its bytes: compiler version,
-//! architecture, options, the source and every header of ours it includes. It is written to a
-//! temporary file, flushed and renamed, so that a reader sees a whole entry or none; a checksum in
-//! front guards against what the disk does later, and an entry that fails it is compiled anew.
+//! Machine code is looked for in the archive linked into the program, then in the disk cache, then
+//! made by NVRTC. A driver that has no use for it gets PTX instead: from the cache or NVRTC, else the
+//! archive. Everything is known by a key, a SHA-256 over what decides the bytes: architecture,
+//! options, the source and every header of ours it includes; the compiler's version stands beside it.
 
-use super::nvrtc::{Nvrtc, Output};
-use crate::error::{Error, Result};
+use super::cache::Cache;
+use super::embedded::Archive;
+pub use super::nvrtc::Output;
+use super::nvrtc::{Nvrtc, ROOT};
+use super::ptx;
+use crate::error::{Context, Error, Result};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Every file under `kernels/`.
@@ -21,19 +24,31 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("epilogue.cuh", include_str!("../../kernels/epilogue.cuh")),
     ("gemm.cu", include_str!("../../kernels/gemm.cu")),
     ("conv2d.cu", include_str!("../../kernels/conv2d.cu")),
+    ("gated.cu", include_str!("../../kernels/gated.cu")),
+    ("preact.cu", include_str!("../../kernels/preact.cu")),
+    ("transposed.cu", include_str!("../../kernels/transposed.cu")),
+    ("sm90/dev.cuh", include_str!("../../kernels/sm90/dev.cuh")),
     ("sm90/ring.cuh", include_str!("../../kernels/sm90/ring.cuh")),
+    ("sm90/roles.cuh", include_str!("../../kernels/sm90/roles.cuh")),
     ("sm90/gemm.cu", include_str!("../../kernels/sm90/gemm.cu")),
     ("sm90/conv2d.cu", include_str!("../../kernels/sm90/conv2d.cu")),
+    ("sm90/gather.cu", include_str!("../../kernels/sm90/gather.cu")),
     ("preprocess.cu", include_str!("../../kernels/preprocess.cu")),
     ("pool.cu", include_str!("../../kernels/pool.cu")),
     ("norm.cu", include_str!("../../kernels/norm.cu")),
     ("score.cu", include_str!("../../kernels/score.cu")),
     ("bag.cu", include_str!("../../kernels/bag.cu")),
+    ("bag_reduce.cu", include_str!("../../kernels/bag_reduce.cu")),
+    ("attention.cuh", include_str!("../../kernels/attention.cuh")),
+    ("attention.cu", include_str!("../../kernels/attention.cu")),
+    ("attention_online.cu", include_str!("../../kernels/attention_online.cu")),
+    ("token_norm.cu", include_str!("../../kernels/token_norm.cu")),
+    ("tokens.cu", include_str!("../../kernels/tokens.cu")),
+    ("affine.cu", include_str!("../../kernels/affine.cu")),
+    ("upsample.cu", include_str!("../../kernels/upsample.cu")),
+    ("resize.cu", include_str!("../../kernels/resize.cu")),
     ("layout.cu", include_str!("../../kernels/layout.cu")),
 ];
-
-/// Bytes in front of a cache entry; changes when the layout of entries does.
-const MAGIC: &[u8; 8] = b"HKCUBIN1";
 
 /// What is to be compiled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,13 +61,28 @@ pub struct Request {
     pub defines: Vec<String>,
 }
 
-/// Where machine code came from.
+/// Where a compiled kernel came from, in the order they are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
+    /// Machine code linked into the program.
+    Embedded,
     /// The cache on disk.
     Cache,
     /// Compiled now.
     Nvrtc,
+    /// PTX linked into the program, translated by the driver.
+    EmbeddedPtx,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Origin::Embedded => "embedded",
+            Origin::Cache => "cache",
+            Origin::Nvrtc => "nvrtc",
+            Origin::EmbeddedPtx => "embedded ptx",
+        })
+    }
 }
 
 /// A compiled source.
@@ -62,6 +92,16 @@ pub struct Compiled {
     pub output: Output,
     /// Where it came from.
     pub origin: Origin,
+    /// Version of the compiler that made it, `12.9.86`.
+    pub compiler: String,
+}
+
+impl Compiled {
+    /// Oldest major CUDA version of a driver that loads the machine code: drivers load that of
+    /// every compiler of their own major version (CUDA Compatibility, minor version compatibility).
+    pub fn needs_driver(&self) -> i32 {
+        self.compiler.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+    }
 }
 
 /// What the assembler reports about one entry point.
@@ -79,26 +119,45 @@ pub struct Usage {
     pub static_shared_bytes: u32,
 }
 
-/// The compiler with its cache. The compiler is opened only when an entry is missing, so a machine
-/// whose cache is complete needs none.
+/// The compiler behind its archive and its cache. It is opened only when an entry is missing, so a
+/// machine that has all entries needs none.
 pub struct Compiler {
     sources: Vec<(&'static str, Cow<'static, str>)>,
-    folder: Option<PathBuf>,
+    archive: Option<Archive>,
+    cache: Option<Cache>,
+    library: Option<PathBuf>,
     nvrtc: OnceLock<Result<Nvrtc, String>>,
-    version: OnceLock<(i32, i32)>,
 }
 
 impl Compiler {
-    /// With the cache in `HISTOKERN_CACHE`, else `$XDG_CACHE_HOME/histokern/kernels`, else
-    /// `~/.cache/histokern/kernels`, else none.
+    /// With the cache in its usual place: see [`Cache::default_folder`].
     pub fn new() -> Compiler {
-        Compiler::with_cache(default_folder())
+        Compiler::with_cache(Cache::default_folder())
     }
 
     /// With the cache in a given folder, or without one.
     pub fn with_cache(folder: Option<PathBuf>) -> Compiler {
-        let sources = SOURCES.iter().map(|&(name, text)| (name, Cow::Borrowed(text))).collect();
-        Compiler { sources, folder, nvrtc: OnceLock::new(), version: OnceLock::new() }
+        Compiler {
+            sources: SOURCES.iter().map(|&(name, text)| (name, Cow::Borrowed(text))).collect(),
+            archive: Archive::built_in(),
+            cache: folder.map(Cache::new),
+            library: None,
+            nvrtc: OnceLock::new(),
+        }
+    }
+
+    /// With another archive than the one linked into the program, or without one.
+    #[must_use]
+    pub fn with_archive(mut self, archive: Option<Archive>) -> Compiler {
+        self.archive = archive;
+        self
+    }
+
+    /// With the NVRTC at a path, a file or a folder, instead of the first one found.
+    #[must_use]
+    pub fn with_nvrtc(mut self, path: PathBuf) -> Compiler {
+        self.library = Some(path);
+        self
     }
 
     /// Compiles another text in place of one of [`SOURCES`]: for trying a change, and for tests that
@@ -113,9 +172,14 @@ impl Compiler {
         Ok(self)
     }
 
-    /// The cache folder, if there is one.
-    pub fn folder(&self) -> Option<&Path> {
-        self.folder.as_deref()
+    /// The disk cache, if there is one.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
+    }
+
+    /// The archive linked into the program, if there is one.
+    pub fn archive(&self) -> Option<&Archive> {
+        self.archive.as_ref()
     }
 
     /// The opened compiler.
@@ -123,65 +187,96 @@ impl Compiler {
     /// # Errors
     /// [`crate::Kind::Device`] when none is installed.
     pub fn nvrtc(&self) -> Result<&Nvrtc> {
-        let opened = self.nvrtc.get_or_init(|| Nvrtc::open().map_err(|e| e.to_string()));
-        opened.as_ref().map_err(|e| Error::device(e.clone()))
+        let open = || Nvrtc::open(self.library.as_deref()).map_err(|e| e.to_string());
+        self.nvrtc.get_or_init(open).as_ref().map_err(|e| Error::device(e.clone()))
     }
 
-    /// Compiles, or reads what an earlier run compiled.
+    /// Names what decides the bytes of a request: `<arch>-<source>-<hash>`.
     ///
     /// # Errors
-    /// [`crate::Kind::Device`] when there is no compiler or it refuses the source.
-    pub fn compile(&self, request: &Request) -> Result<Compiled> {
+    /// [`crate::Kind::Usage`] when there is no such source.
+    pub fn key(&self, request: &Request) -> Result<String> {
         let (source, headers) = gather(&self.sources, &request.file)?;
+        Ok(key(request, &options(request), source, &headers))
+    }
+
+    /// Machine code that is there already: from the archive or the cache.
+    ///
+    /// # Errors
+    /// As [`Compiler::key`].
+    pub fn find(&self, request: &Request) -> Result<Option<Compiled>> {
+        let key = self.key(request)?;
+        if let Some((output, compiler)) = self.archive.as_ref().and_then(|a| a.read(&key)) {
+            return Ok(Some(Compiled { output, origin: Origin::Embedded, compiler }));
+        }
+        Ok(self.cached(&key))
+    }
+
+    /// Machine code: from the archive, the cache or NVRTC.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Device`] when it is in neither and there is no compiler, or the compiler
+    /// refuses the architecture or the source.
+    pub fn compile(&self, request: &Request) -> Result<Compiled> {
+        match self.find(request)? {
+            Some(found) => Ok(found),
+            None => self.build(request),
+        }
+    }
+
+    /// PTX that the oldest driver accepts, where machine code does not serve: that of the request
+    /// from the cache or NVRTC, else the archive's of `alike`, the same kernel for an older
+    /// architecture.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`].
+    pub fn ptx(&self, request: &Request, alike: &Request) -> Result<Compiled> {
+        let own = self.cached(&self.key(request)?).map_or_else(|| self.build(request), Ok);
+        let missing = match own {
+            Ok(mut compiled) => {
+                let text = ptx::lowered(&compiled.output.ptx);
+                compiled.output.ptx = text.context(|| request.file.clone())?.into_bytes();
+                return Ok(compiled);
+            }
+            Err(missing) => missing,
+        };
+        let key = self.key(alike)?;
+        match self.archive.as_ref().and_then(|a| a.read(&key)) {
+            Some((output, compiler)) if !output.ptx.is_empty() => {
+                Ok(Compiled { output, origin: Origin::EmbeddedPtx, compiler })
+            }
+            _ => Err(missing),
+        }
+    }
+
+    /// An entry of the cache: by the installed compiler, or, when none is installed, by any.
+    fn cached(&self, key: &str) -> Option<Compiled> {
+        let cache = self.cache.as_ref()?;
+        let (output, compiler) = match self.nvrtc() {
+            Ok(nvrtc) => (cache.read(key, nvrtc.build())?, nvrtc.build().to_string()),
+            Err(_) => cache.newest(key)?,
+        };
+        Some(Compiled { output, origin: Origin::Cache, compiler })
+    }
+
+    fn build(&self, request: &Request) -> Result<Compiled> {
+        let Request { file, arch, .. } = request;
+        let nvrtc = self.nvrtc().context(|| format!("{file}: not yet compiled for {arch}"))?;
+        if !nvrtc.compiles_for(arch)? {
+            return Err(Error::device(format!(
+                "{file}: NVRTC {} ({}) does not compile for {arch}: install a newer one, \
+                 `pip install nvidia-cuda-nvrtc-cu12`",
+                nvrtc.build(),
+                nvrtc.path.display()
+            )));
+        }
+        let (source, headers) = gather(&self.sources, file)?;
         let options = options(request);
-        let name = entry_name(self.compiler_version()?, request, &options, source, &headers);
-        let file = self.folder.as_ref().map(|folder| folder.join(&name));
-        if let Some(output) = file.as_deref().and_then(read_entry) {
-            return Ok(Compiled { output, origin: Origin::Cache });
+        let output = nvrtc.compile(file, source, &headers, &options)?;
+        if let Some(cache) = &self.cache {
+            cache.write(&key(request, &options, source, &headers), nvrtc.build(), &output);
         }
-        let output = self.nvrtc()?.compile(&request.file, source, &headers, &options)?;
-        if let Some(file) = &file {
-            // A cache that cannot be written costs time on the next start and nothing else.
-            let _ = write_entry(file, &output);
-        }
-        Ok(Compiled { output, origin: Origin::Nvrtc })
-    }
-
-    /// Bytes of the entries in the cache folder, by file name.
-    pub fn entries(&self) -> Vec<(PathBuf, u64)> {
-        let Some(listing) = self.folder.as_ref().and_then(|f| std::fs::read_dir(f).ok()) else {
-            return Vec::new();
-        };
-        let mut entries: Vec<(PathBuf, u64)> = listing
-            .filter_map(|entry| entry.ok())
-            .filter(|entry| entry.path().extension().is_some_and(|e| e == "cubin"))
-            .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len())))
-            .collect();
-        entries.sort();
-        entries
-    }
-
-    /// The version that names cache entries: the installed compiler's, or, when none is installed,
-    /// that of the compiler that wrote the newest entry.
-    fn compiler_version(&self) -> Result<(i32, i32)> {
-        if let Some(version) = self.version.get() {
-            return Ok(*version);
-        }
-        let version = match self.nvrtc() {
-            Ok(nvrtc) => nvrtc.version,
-            Err(missing) => self.newest_version().ok_or(missing)?,
-        };
-        Ok(*self.version.get_or_init(|| version))
-    }
-
-    /// Entries are named `<major>.<minor>-<arch>-<source>-<hash>.cubin`.
-    fn newest_version(&self) -> Option<(i32, i32)> {
-        let version = |path: &Path| {
-            let name = path.file_name()?.to_str()?;
-            let (major, minor) = name.split('-').next()?.split_once('.')?;
-            Some((major.parse().ok()?, minor.parse().ok()?))
-        };
-        self.entries().iter().filter_map(|(path, _)| version(path)).max()
+        Ok(Compiled { output, origin: Origin::Nvrtc, compiler: nvrtc.build().to_string() })
     }
 }
 
@@ -189,14 +284,6 @@ impl Default for Compiler {
     fn default() -> Self {
         Compiler::new()
     }
-}
-
-fn default_folder() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    variable("HISTOKERN_CACHE").or_else(|| {
-        let base = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
-        Some(base.join("histokern/kernels"))
-    })
 }
 
 /// A source and, recursively, every header of ours it includes.
@@ -242,69 +329,23 @@ fn options(request: &Request) -> Vec<String> {
     options
 }
 
-fn entry_name(
-    version: (i32, i32),
-    request: &Request,
-    options: &[String],
-    source: &str,
-    headers: &[(&str, &str)],
-) -> String {
+fn key(request: &Request, options: &[String], source: &str, headers: &[(&str, &str)]) -> String {
     let mut hash = Sha256::new();
     let mut add = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     };
-    add(&format!("{}.{}", version.0, version.1));
     options.iter().for_each(|o| add(o));
+    add(ROOT);
     add(&request.file);
     add(source);
     for (name, text) in headers {
         add(name);
         add(text);
     }
-    let digest = hex(&hash.finalize()[..16]);
+    let digest: String = hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect();
     let stem = request.file.trim_end_matches(".cu").replace('/', "_");
-    format!("{}.{}-{}-{stem}-{digest}.cubin", version.0, version.1, request.arch)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// `MAGIC, sha256(body), body`; the body is three blocks, each behind its length as u64.
-fn write_entry(file: &Path, output: &Output) -> std::io::Result<()> {
-    let mut body = Vec::new();
-    for block in [&output.cubin[..], &output.ptx, output.log.as_bytes()] {
-        body.extend((block.len() as u64).to_le_bytes());
-        body.extend(block);
-    }
-    let folder = file.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    temporary.write_all(MAGIC)?;
-    temporary.write_all(&Sha256::digest(&body))?;
-    temporary.write_all(&body)?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(file)?;
-    Ok(())
-}
-
-/// The entry, or `None` when it is absent, cut short or damaged.
-fn read_entry(file: &Path) -> Option<Output> {
-    let bytes = std::fs::read(file).ok()?;
-    let (checksum, mut body) = bytes.strip_prefix(MAGIC)?.split_at_checked(32)?;
-    if Sha256::digest(body)[..] != *checksum {
-        return None;
-    }
-    let mut block = || {
-        let (length, rest) = body.split_first_chunk::<8>()?;
-        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-        let (block, rest) = rest.split_at_checked(length)?;
-        body = rest;
-        Some(block.to_vec())
-    };
-    let (cubin, ptx, log) = (block()?, block()?, block()?);
-    Some(Output { cubin, ptx, log: String::from_utf8(log).ok()? })
+    format!("{}-{stem}-{digest}", request.arch)
 }
 
 /// Reads the assembler's report out of a log.
@@ -343,10 +384,6 @@ pub fn complaints(log: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    fn sample() -> Output {
-        Output { cubin: vec![1, 2, 3], ptx: b"// ptx".to_vec(), log: "said".into() }
-    }
-
     #[test]
     fn the_report_of_the_assembler_is_read() {
         let log = "ptxas info    : 0 bytes gmem\n\
@@ -367,42 +404,26 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_entry_is_no_entry() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("deep/12.9-sm_80-x-0.cubin");
-        write_entry(&file, &sample()).unwrap();
-        let back = read_entry(&file).unwrap();
-        assert_eq!((back.cubin, back.log), (sample().cubin, sample().log));
-
-        let whole = std::fs::read(&file).unwrap();
-        for cut in 0..whole.len() {
-            std::fs::write(&file, &whole[..cut]).unwrap();
-            assert!(read_entry(&file).is_none(), "cut at {cut}");
-        }
-        for flipped in 0..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[flipped] ^= 1;
-            std::fs::write(&file, &bytes).unwrap();
-            assert!(read_entry(&file).is_none(), "flipped at {flipped}");
-        }
-    }
-
-    #[test]
-    fn everything_that_decides_the_bytes_is_in_the_name() {
+    fn everything_that_decides_the_bytes_is_in_the_key() {
         let request =
             |arch: &str| Request { file: "gemm.cu".into(), arch: arch.into(), defines: vec![] };
-        let name = |version, request: &Request, options: &[String], source, header| {
-            entry_name(version, request, options, source, &[("dev.cuh", header)])
+        let name = |request: &Request, options: &[String], source, header| {
+            key(request, options, source, &[("dev.cuh", header)])
         };
-        let base = name((12, 9), &request("sm_80"), &options(&request("sm_80")), "a", "b");
+        let sm_80 = options(&request("sm_80"));
+        let defined = Request { defines: vec!["-DCFG_ACT=1".into()], ..request("sm_80") };
+        let other_file = Request { file: "conv2d.cu".into(), ..request("sm_80") };
+        let base = name(&request("sm_80"), &sm_80, "a", "b");
         let others = [
-            name((13, 0), &request("sm_80"), &options(&request("sm_80")), "a", "b"),
-            name((12, 9), &request("sm_90"), &options(&request("sm_90")), "a", "b"),
-            name((12, 9), &request("sm_80"), &[], "a", "b"),
-            name((12, 9), &request("sm_80"), &options(&request("sm_80")), "ab", ""),
-            name((12, 9), &request("sm_80"), &options(&request("sm_80")), "a", "c"),
+            name(&request("sm_90"), &options(&request("sm_90")), "a", "b"),
+            name(&defined, &options(&defined), "a", "b"),
+            name(&other_file, &sm_80, "a", "b"),
+            name(&request("sm_80"), &[], "a", "b"),
+            name(&request("sm_80"), &sm_80, "ab", ""),
+            name(&request("sm_80"), &sm_80, "a", "c"),
         ];
         assert!(others.iter().all(|other| *other != base));
+        assert!(base.starts_with("sm_80-gemm-"));
     }
 
     #[test]
@@ -415,25 +436,69 @@ mod tests {
         assert!(compiler.with_source("none.cu", String::new()).is_err());
     }
 
+    fn request() -> Request {
+        Request { file: "layout.cu".into(), arch: "sm_80".into(), defines: vec![] }
+    }
+
+    /// A machine without NVRTC.
+    fn without(compiler: Compiler) -> Compiler {
+        compiler.with_nvrtc("/nonexistent/libnvrtc.so.12".into())
+    }
+
     #[test]
-    fn a_cache_serves_the_second_run_and_survives_damage() {
+    fn each_place_is_asked_in_its_turn() {
         let folder = tempfile::tempdir().unwrap();
-        let compiler = Compiler::with_cache(Some(folder.path().into()));
-        if compiler.nvrtc().is_err() {
-            eprintln!("NVRTC not installed: skipped");
+        let open = || Compiler::with_cache(Some(folder.path().into())).with_archive(None);
+        let missing = without(open()).compile(&request()).unwrap_err().to_string();
+        assert!(missing.contains("not yet compiled for sm_80: NVRTC"), "{missing}");
+        if let Err(why) = open().nvrtc() {
+            eprintln!("skipped: {why}");
             return;
         }
-        let request = Request { file: "layout.cu".into(), arch: "sm_80".into(), defines: vec![] };
-        let first = compiler.compile(&request).unwrap();
+        let first = open().compile(&request()).unwrap();
         assert_eq!(first.origin, Origin::Nvrtc);
-        let second = compiler.compile(&request).unwrap();
-        assert_eq!((second.origin, &second.output.cubin), (Origin::Cache, &first.output.cubin));
+        let made_by = |compiler: &str| Compiled { compiler: compiler.into(), ..first.clone() };
+        assert_eq!(
+            (made_by("12.9.86").needs_driver(), made_by("13.5.37").needs_driver()),
+            (12, 13)
+        );
+        for compiler in [open(), without(open())] {
+            let again = compiler.compile(&request()).unwrap();
+            assert_eq!((again.origin, &again.compiler), (Origin::Cache, &first.compiler));
+            assert_eq!(again.output.cubin, first.output.cubin);
+        }
 
-        let (entry, bytes) = compiler.entries().remove(0);
-        let damaged = vec![0; bytes as usize];
-        std::fs::write(&entry, damaged).unwrap();
-        let third = compiler.compile(&request).unwrap();
-        assert_eq!((third.origin, &third.output.cubin), (Origin::Nvrtc, &first.output.cubin));
-        assert_eq!(compiler.compile(&request).unwrap().origin, Origin::Cache);
+        let packed = |ptx: &[u8]| {
+            let output = Output { ptx: ptx.to_vec(), ..first.output.clone() };
+            let key = open().key(&request()).unwrap();
+            let bytes = Archive::pack(&[(key, "12.9.86".into(), output)]).unwrap();
+            Some(Archive::open(bytes.leak()).unwrap())
+        };
+        let embedded = open().with_archive(packed(b"")).compile(&request()).unwrap();
+        assert_eq!(embedded.origin, Origin::Embedded);
+        let changed = open().with_archive(packed(b""));
+        let changed = changed.with_source("dev.cuh", SOURCES[0].1.to_string() + "\n").unwrap();
+        assert_eq!(changed.compile(&request()).unwrap().origin, Origin::Nvrtc, "stale archive");
+
+        let newer = Request { arch: "sm_90".into(), ..request() };
+        let bare = || without(Compiler::with_cache(None));
+        let text = bare().with_archive(packed(b"// text")).ptx(&newer, &request()).unwrap();
+        assert_eq!((text.origin, &text.output.ptx[..]), (Origin::EmbeddedPtx, &b"// text"[..]));
+        assert!(bare().with_archive(packed(b"")).ptx(&newer, &request()).is_err());
+        let text = open().with_archive(packed(b"// text")).ptx(&newer, &request()).unwrap();
+        assert_eq!(text.origin, Origin::Nvrtc, "the device's own PTX comes first");
+        assert_eq!(ptx::version(str::from_utf8(&text.output.ptx).unwrap()), Some((8, 0)));
+    }
+
+    #[test]
+    fn an_architecture_the_compiler_does_not_know_is_named() {
+        let compiler = Compiler::with_cache(None).with_archive(None);
+        if let Err(why) = compiler.nvrtc() {
+            eprintln!("skipped: {why}");
+            return;
+        }
+        let strange = Request { arch: "sm_199".into(), ..request() };
+        let error = compiler.compile(&strange).unwrap_err().to_string();
+        assert!(error.contains("does not compile for sm_199"), "{error}");
     }
 }

@@ -2,13 +2,15 @@
 
 use super::compile::{Compiler, Request};
 use super::kernels::{ARCHITECTURES, Arch, Instance};
-use super::params::TensorMap;
+use super::tune::{Machine, Tuning};
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaStream};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Dynamic shared memory a kernel may use without asking.
@@ -19,16 +21,6 @@ pub(super) fn failed(what: &str, error: DriverError) -> Error {
     Error::device(format!("{what}: {error}"))
 }
 
-/// A matrix on the device.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Matrix {
-    pub address: u64,
-    pub rows: usize,
-    pub columns: usize,
-    /// Elements from one row to the next.
-    pub pitch: usize,
-}
-
 /// One GPU.
 pub(super) struct Gpu {
     pub context: Arc<CudaContext>,
@@ -36,16 +28,24 @@ pub(super) struct Gpu {
     pub capability: (i32, i32),
     pub arch: Arch,
     pub multiprocessors: u32,
+    l2_bytes: u64,
     /// Dynamic shared memory a block may ask for.
-    shared_limit: u32,
+    pub shared_limit: u32,
     /// Whether the device is newer than every architecture there is machine code for.
     ptx_only: bool,
-    compiler: Compiler,
+    pub compiler: Compiler,
     modules: Mutex<HashMap<Request, Arc<Module>>>,
+    /// Version of the driver.
+    pub driver: (i32, i32),
+    /// How tiles are chosen.
+    pub tuning: Tuning,
+    /// Most bytes that may be allocated, if there is a bound, and those that are.
+    pub memory_limit: Option<usize>,
+    allocated: AtomicUsize,
 }
 
 impl Gpu {
-    pub fn open(ordinal: usize, compiler: Compiler) -> Result<Gpu> {
+    pub fn open(ordinal: usize, driver: (i32, i32), compiler: Compiler) -> Result<Gpu> {
         let context = CudaContext::new(ordinal).map_err(|e| failed("no CUDA context", e))?;
         // SAFETY: nothing has been allocated or recorded in this context; a session orders its work
         // on one stream and needs no events.
@@ -61,13 +61,24 @@ impl Gpu {
             capability,
             arch,
             multiprocessors: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            l2_bytes: ask(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.max(0) as u64,
             shared_limit: ask(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
                 as u32,
             ptx_only,
             compiler,
             modules: Mutex::default(),
+            driver,
+            tuning: Tuning::from_env(),
+            memory_limit: None,
+            allocated: AtomicUsize::new(0),
             context,
         })
+    }
+
+    /// What the ranking of tiles has to know.
+    pub fn machine(&self) -> Machine {
+        let (arch, multiprocessors, l2_bytes) = (self.arch, self.multiprocessors, self.l2_bytes);
+        Machine { arch, multiprocessors, l2_bytes }
     }
 
     /// Makes this GPU the calling thread's.
@@ -75,15 +86,15 @@ impl Gpu {
         self.context.bind_to_thread().map_err(|e| failed("the CUDA context is lost", e))
     }
 
-    /// A kernel ready to launch; `branches` counts only for attention scores.
-    pub fn function(&self, instance: &Instance, branches: u32) -> Result<Function> {
+    /// A kernel ready to launch; `count` is what [`super::kernels::Kernel::shared_bytes`] asks for.
+    pub fn function(&self, instance: &Instance, count: u32) -> Result<Function> {
         let kernel = instance.kernel;
         let module = self.module(instance)?;
         let entry = CString::new(kernel.entry).map_err(|e| Error::usage(e.to_string()))?;
         // SAFETY: the module is loaded in this context, which is current, and outlives the function.
         let raw = unsafe { result::module::get_function(module.raw, entry) }
             .map_err(|e| failed(kernel.name, e))?;
-        let shared = kernel.shared_bytes(self.arch, branches);
+        let shared = kernel.shared_bytes(self.arch, count);
         if shared > self.shared_limit {
             let limit = self.shared_limit;
             return Err(Error::limit(format!(
@@ -101,33 +112,6 @@ impl Gpu {
         Ok(Function { raw, name: kernel.name, block: kernel.block, shared, _module: module })
     }
 
-    /// Describes a `[rows, columns]` FP16 matrix to the copy engine, in boxes of 64 columns and
-    /// `box_rows` rows in 128-byte swizzle. The address and the pitch are multiples of 16 bytes.
-    pub fn tensor_map(&self, matrix: Matrix, box_rows: u32) -> Result<TensorMap> {
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        let sizes = [matrix.columns as u64, matrix.rows as u64];
-        let strides = [matrix.pitch as u64 * 2];
-        // SAFETY: every array has the rank's length and outlives the call, which only writes `map`.
-        let encoded = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                2,
-                matrix.address as *mut c_void,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                [64, box_rows].as_ptr(),
-                [1, 1].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        encoded.result().map_err(|e| failed("tensor map", e))?;
-        Ok(map.opaque)
-    }
-
     fn module(&self, instance: &Instance) -> Result<Arc<Module>> {
         let request = instance.request(self.arch);
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -135,29 +119,54 @@ impl Gpu {
             return Ok(module.clone());
         }
         self.bind()?;
-        let output = self.compiler.compile(&request)?.output;
-        let name = instance.kernel.name;
-        let cubin = if self.ptx_only { None } else { Some(Module::load(self, &output.cubin)) };
-        let module = match cubin {
-            Some(Ok(module)) => module,
-            // The driver knows the device but not this machine code: let it translate the PTX.
-            Some(Err(e)) if e.0 != CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
-                return Err(failed(name, e));
-            }
-            _ => {
-                let mut text = output.ptx;
-                text.push(0);
-                Module::load(self, &text).map_err(|e| failed(name, e))?
-            }
-        };
-        let module = Arc::new(module);
+        let module = Arc::new(self.load(instance, &request)?);
         modules.insert(request, module.clone());
         Ok(module)
     }
 
-    /// Bytes free on the device, for messages; 0 when the driver does not say.
+    /// Loads machine code, or PTX for the driver to translate where there is no machine code that
+    /// this device and this driver take.
+    fn load(&self, instance: &Instance, request: &Request) -> Result<Module> {
+        let name = instance.kernel.name;
+        // Without machine code there may still be PTX; if not, that fails with the same message.
+        let machine = if self.ptx_only { None } else { self.compiler.compile(request).ok() };
+        if let Some(compiled) = machine.filter(|c| c.needs_driver() <= self.driver.0) {
+            match Module::load(self, &compiled.output.cubin) {
+                Err(e) if e.0 == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {}
+                outcome => return outcome.map_err(|e| failed(name, e)),
+            }
+        }
+        let alike = instance.request(instance.oldest_alike(self.arch));
+        let mut text = self.compiler.ptx(request, &alike)?.output.ptx;
+        text.push(0);
+        Module::load(self, &text).map_err(|e| failed(name, e))
+    }
+
+    /// Bytes that may still be allocated, on the device and within the limit; without bound when
+    /// the driver does not say.
     fn free_bytes(&self) -> usize {
-        result::mem_get_info().map_or(0, |(free, _)| free)
+        let free = result::mem_get_info().map_or(usize::MAX, |(free, _)| free);
+        let left = |limit: usize| limit.saturating_sub(self.allocated.load(Ordering::Relaxed));
+        self.memory_limit.map_or(free, |limit| free.min(left(limit)))
+    }
+
+    /// Refuses what cannot be allocated.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Limit`] saying how much is needed and how much is left.
+    pub fn check_room(&self, bytes: usize, what: &str) -> Result<()> {
+        if bytes > self.free_bytes() { Err(self.no_room(bytes, what)) } else { Ok(()) }
+    }
+
+    fn no_room(&self, bytes: usize, what: &str) -> Error {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        let within = self.memory_limit.map(|limit| format!(" of a limit of {:.1} MiB", mib(limit)));
+        Error::limit(format!(
+            "{what} need {:.1} MiB of GPU memory, {:.1} MiB{} are free",
+            mib(bytes),
+            mib(self.free_bytes()),
+            within.unwrap_or_default()
+        ))
     }
 }
 
@@ -216,7 +225,7 @@ pub(super) struct Function {
 unsafe impl Send for Function {}
 
 impl Function {
-    /// Queues the kernel.
+    /// Queues the kernel, in clusters of `cluster` blocks along x.
     ///
     /// # Safety
     /// `arguments` is the kernel's argument block, and every address in it is valid for what the
@@ -225,49 +234,68 @@ impl Function {
         &self,
         stream: &CudaStream,
         grid: [u32; 3],
+        cluster: u32,
         arguments: &mut [u64],
     ) -> Result<()> {
         let mut pointers = [arguments.as_mut_ptr().cast::<c_void>()];
         let [x, y, z] = self.block;
-        // SAFETY: the function is loaded in the stream's context; the driver copies the arguments.
-        let queued = unsafe {
-            result::launch_kernel(
-                self.raw,
-                (grid[0], grid[1], grid[2]),
-                (x, y, z),
-                self.shared,
-                stream.cu_stream(),
-                &mut pointers,
-            )
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: cluster,
+                    y: 1,
+                    z: 1,
+                },
+            },
         };
-        queued.map_err(|e| failed(self.name, e))
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: x,
+            blockDimY: y,
+            blockDimZ: z,
+            sharedMemBytes: self.shared,
+            hStream: stream.cu_stream(),
+            attrs: &mut attribute,
+            numAttrs: u32::from(cluster > 1),
+        };
+        // SAFETY: the function is loaded in the stream's context; the driver copies the arguments and
+        // the attribute.
+        let queued = unsafe {
+            sys::cuLaunchKernelEx(&config, self.raw, pointers.as_mut_ptr(), std::ptr::null_mut())
+        };
+        queued.result().map_err(|e| failed(self.name, e))
     }
 }
 
 /// Device memory.
 pub(super) struct Buffer {
     pub address: u64,
+    pub bytes: usize,
     gpu: Arc<Gpu>,
 }
 
 impl Buffer {
     pub fn new(gpu: &Arc<Gpu>, bytes: usize, what: &str) -> Result<Buffer> {
         gpu.bind()?;
+        let bytes = bytes.max(256);
+        gpu.check_room(bytes, what)?;
         // SAFETY: the context is current; the size is not 0.
-        let address = unsafe { result::malloc_sync(bytes.max(256)) }.map_err(|e| match e.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::limit(format!(
-                "{what} need {} MiB of GPU memory, {} MiB are free",
-                bytes >> 20,
-                gpu.free_bytes() >> 20
-            )),
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(|e| match e.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => gpu.no_room(bytes, what),
             _ => failed(what, e),
         })?;
-        Ok(Buffer { address, gpu: gpu.clone() })
+        gpu.allocated.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Buffer { address, bytes, gpu: gpu.clone() })
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        self.gpu.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.gpu.bind().is_ok() {
             // SAFETY: allocated once, freed once; freeing waits for the work that uses it.
             let _ = unsafe { result::free_sync(self.address) };
@@ -289,18 +317,29 @@ unsafe impl Send for Pinned {}
 impl Pinned {
     pub fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned> {
         gpu.bind()?;
-        let bytes = bytes.max(256);
         // SAFETY: the context is current and the size is not 0.
-        let start = unsafe { result::malloc_host(bytes, 0) }
+        let start = unsafe { result::malloc_host(bytes.max(1), 0) }
             .map_err(|e| failed("no page-locked memory", e))?
             .cast::<u8>();
-        // SAFETY: just allocated with this size; a slice must not see what was never written.
+        // SAFETY: just allocated with at least this size; a slice must not see what was never
+        // written.
         unsafe { start.write_bytes(0, bytes) };
         Ok(Pinned { start, bytes, gpu: gpu.clone() })
     }
+}
 
-    pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: allocated with this size and initialised; `&mut self` makes the borrow unique.
+impl Deref for Pinned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: allocated with this size and initialised.
+        unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
+    }
+}
+
+impl DerefMut for Pinned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; `&mut self` makes the borrow unique.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
 }

@@ -57,8 +57,13 @@ impl Tile {
         if arch.0 >= 80 { self.stages } else { 2 }
     }
 
+    /// Warps along positions and filters.
+    pub(super) fn warps(self) -> [u32; 2] {
+        self.warps
+    }
+
     /// Blocks that should fit one multiprocessor at once, which bounds the registers.
-    fn blocks(self, arch: Arch) -> u32 {
+    pub(super) fn blocks(self, arch: Arch) -> u32 {
         if arch.0 >= 80 { self.blocks } else { 1 }
     }
 
@@ -78,6 +83,8 @@ enum Finish {
     Act,
     /// An activation, with or without a residual.
     ActResidual,
+    /// As `ActResidual`, or ReLU or none and the largest of each 2 x 2 square.
+    ActResidualPool,
 }
 
 /// One row of the table.
@@ -104,7 +111,20 @@ pub struct Kernel {
     /// Whether it uses the warpgroup products of sm_90a, which run nowhere else.
     pub warpgroups: bool,
     gated: Option<bool>,
+    /// What it has room for, for self-attention.
+    pub head: Option<Head>,
     finish: Finish,
+}
+
+/// What a self-attention kernel has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Most channels of a head.
+    pub d: u32,
+    /// Most keys of a row, or the keys of one block when they pass by in blocks.
+    pub keys: u32,
+    /// Whether keys pass by in blocks, so that there may be any number.
+    pub online: bool,
 }
 
 const fn plain(
@@ -126,15 +146,33 @@ const fn plain(
         tile: None,
         warpgroups: false,
         gated: None,
+        head: None,
         finish: Finish::Fixed,
     }
 }
 
-const fn product(name: &'static str, registers: u32, conv: bool, tile: Tile) -> Kernel {
-    let (file, entry, argument_bytes) = if conv {
-        ("conv2d.cu", "conv2d", size_of::<params::Conv2d>())
-    } else {
-        ("gemm.cu", "gemm", size_of::<params::Gemm>())
+/// What a product on tensor cores computes.
+#[derive(Clone, Copy)]
+enum Product {
+    Gemm,
+    Conv2d,
+    Gated,
+    Preact,
+    Transposed,
+}
+
+const fn product(name: &'static str, registers: u32, what: Product, tile: Tile) -> Kernel {
+    let residual = Finish::ActResidual;
+    let (file, entry, argument_bytes, finish) = match what {
+        Product::Gemm => ("gemm.cu", "gemm", size_of::<params::Gemm>(), residual),
+        Product::Conv2d => {
+            ("conv2d.cu", "conv2d", size_of::<params::Conv2d>(), Finish::ActResidualPool)
+        }
+        Product::Gated => ("gated.cu", "gated_linear", size_of::<params::Gemm>(), Finish::Act),
+        Product::Preact => ("preact.cu", "preact_conv1x1", size_of::<params::Preact>(), residual),
+        Product::Transposed => {
+            ("transposed.cu", "conv_transpose", size_of::<params::Transposed>(), residual)
+        }
     };
     let block = [32 * tile.warps[0] * tile.warps[1], 1, 1];
     Kernel {
@@ -142,27 +180,56 @@ const fn product(name: &'static str, registers: u32, conv: bool, tile: Tile) -> 
         since: if tile.m * tile.n > 128 * 128 { Arch(80) } else { Arch(75) },
         tensor_cores: true,
         tile: Some(tile),
-        finish: Finish::ActResidual,
+        finish,
         ..plain(name, file, block, registers, argument_bytes)
     }
 }
 
-const fn wide(name: &'static str, conv: bool, tile: Tile) -> Kernel {
-    let (file, entry, argument_bytes) = if conv {
-        ("sm90/conv2d.cu", "conv2d_sm90", size_of::<params::WideConv2d>())
+const fn attention(name: &'static str, registers: u32, d: u32, keys: u32, online: bool) -> Kernel {
+    let (file, entry) = if online {
+        ("attention_online.cu", "attention_online")
     } else {
-        ("sm90/gemm.cu", "gemm_sm90", size_of::<params::WideGemm>())
+        ("attention.cu", "attention_whole")
     };
+    Kernel {
+        entry,
+        tensor_cores: true,
+        head: Some(Head { d, keys, online }),
+        ..plain(name, file, [128, 1, 1], registers, size_of::<params::SelfAttention>())
+    }
+}
+
+/// On warpgroups: two that multiply, one that loads and moves, and one that gathers where copies cannot.
+const fn wide(
+    name: &'static str,
+    [file, entry]: [&'static str; 2],
+    bytes: usize,
+    tile: Tile,
+) -> Kernel {
     Kernel {
         file,
         entry,
         block: [384, 1, 1],
         since: Arch(90),
-        registers: 168,
-        argument_bytes,
+        argument_bytes: bytes,
         warpgroups: true,
-        ..product(name, 168, conv, tile)
+        finish: Finish::ActResidual,
+        ..product(name, 168, Product::Gemm, tile)
     }
+}
+
+const fn wide_gemm(name: &'static str, tile: Tile) -> Kernel {
+    wide(name, ["sm90/gemm.cu", "gemm_sm90"], size_of::<params::WideGemm>(), tile)
+}
+
+const fn wide_conv2d(name: &'static str, tile: Tile) -> Kernel {
+    wide(name, ["sm90/conv2d.cu", "conv2d_sm90"], size_of::<params::WideConv2d>(), tile)
+}
+
+const fn wide_gather(name: &'static str, tile: Tile) -> Kernel {
+    let source = ["sm90/gather.cu", "gather_sm90"];
+    let bytes = size_of::<params::WideGather>();
+    Kernel { block: [512, 1, 1], registers: 128, ..wide(name, source, bytes, tile) }
 }
 
 const fn score(name: &'static str, registers: u32, gated: bool) -> Kernel {
@@ -188,8 +255,8 @@ const LARGE: Tile = tile(128, 128, [2, 4], 3, 2);
 const TALL: Tile = tile(128, 64, [4, 2], 4, 2);
 const SMALL: Tile = tile(64, 64, [2, 2], 4, 3);
 const THIN: Tile = tile(128, 32, [4, 1], 4, 3);
-const WIDE_64: Tile = tile(128, 64, [8, 1], 4, 1);
-const WIDE_128: Tile = tile(128, 128, [8, 1], 4, 1);
+const WIDE_64: Tile = tile(128, 64, [8, 1], 8, 1);
+const WIDE_128: Tile = tile(128, 128, [8, 1], 5, 1);
 const WIDE_256: Tile = tile(128, 256, [8, 1], 3, 1);
 
 /// Slices in the ring of the attention score kernel.
@@ -197,27 +264,61 @@ const SCORE_STAGES: u32 = 3;
 
 /// Every kernel.
 pub static KERNELS: &[Kernel] = &[
-    product("gemm 128x256", 255, false, WIDE),
-    product("gemm 128x128", 160, false, LARGE),
-    product("gemm 128x64", 128, false, TALL),
-    product("gemm 64x64", 168, false, SMALL),
-    product("gemm 128x32", 168, false, THIN),
-    product("conv2d 128x256", 255, true, WIDE),
-    product("conv2d 128x128", 160, true, LARGE),
-    product("conv2d 128x64", 128, true, TALL),
-    product("conv2d 64x64", 168, true, SMALL),
-    product("conv2d 128x32", 168, true, THIN),
-    wide("gemm wgmma 128x256", false, WIDE_256),
-    wide("gemm wgmma 128x128", false, WIDE_128),
-    wide("gemm wgmma 128x64", false, WIDE_64),
-    wide("conv2d wgmma 128x256", true, WIDE_256),
-    wide("conv2d wgmma 128x128", true, WIDE_128),
-    wide("conv2d wgmma 128x64", true, WIDE_64),
+    product("gemm 128x256", 255, Product::Gemm, WIDE),
+    product("gemm 128x128", 160, Product::Gemm, LARGE),
+    product("gemm 128x64", 128, Product::Gemm, TALL),
+    product("gemm 64x64", 168, Product::Gemm, SMALL),
+    product("gemm 128x32", 168, Product::Gemm, THIN),
+    product("conv2d 128x256", 255, Product::Conv2d, WIDE),
+    product("conv2d 128x128", 160, Product::Conv2d, LARGE),
+    product("conv2d 128x64", 128, Product::Conv2d, TALL),
+    product("conv2d 64x64", 168, Product::Conv2d, SMALL),
+    product("conv2d 128x32", 168, Product::Conv2d, THIN),
+    product("gated_linear 128x256", 255, Product::Gated, WIDE),
+    product("gated_linear 128x128", 160, Product::Gated, LARGE),
+    product("gated_linear 128x64", 128, Product::Gated, TALL),
+    product("gated_linear 64x64", 168, Product::Gated, SMALL),
+    product("gated_linear 128x32", 168, Product::Gated, THIN),
+    product("preact_conv1x1 128x256", 255, Product::Preact, WIDE),
+    product("preact_conv1x1 128x128", 160, Product::Preact, LARGE),
+    product("preact_conv1x1 128x64", 128, Product::Preact, TALL),
+    product("preact_conv1x1 64x64", 168, Product::Preact, SMALL),
+    product("preact_conv1x1 128x32", 168, Product::Preact, THIN),
+    product("conv_transpose 128x256", 255, Product::Transposed, WIDE),
+    product("conv_transpose 128x128", 160, Product::Transposed, LARGE),
+    product("conv_transpose 128x64", 128, Product::Transposed, TALL),
+    product("conv_transpose 64x64", 168, Product::Transposed, SMALL),
+    product("conv_transpose 128x32", 168, Product::Transposed, THIN),
+    wide_gemm("gemm wgmma 128x256", WIDE_256),
+    wide_gemm("gemm wgmma 128x128", WIDE_128),
+    wide_gemm("gemm wgmma 128x64", WIDE_64),
+    wide_conv2d("conv2d wgmma 128x256", WIDE_256),
+    wide_conv2d("conv2d wgmma 128x128", WIDE_128),
+    wide_conv2d("conv2d wgmma 128x64", WIDE_64),
+    wide_gather("gather wgmma 128x128", WIDE_128),
+    wide_gather("gather wgmma 128x64", WIDE_64),
+    attention("attention 32 of 208", 255, 32, 208, false),
+    attention("attention 32 of 272", 255, 32, 272, false),
+    attention("attention 48 of 208", 255, 48, 208, false),
+    attention("attention 48 of 272", 255, 48, 272, false),
+    attention("attention 64 of 208", 255, 64, 208, false),
+    attention("attention 64 of 272", 255, 64, 272, false),
+    attention("attention 80 of 208", 255, 80, 208, false),
+    attention("attention 80 of 272", 255, 80, 272, false),
+    attention("attention 128 of 208", 255, 128, 208, false),
+    attention("attention_online 32 by 64", 255, 32, 64, true),
+    attention("attention_online 48 by 64", 255, 48, 64, true),
+    attention("attention_online 64 by 64", 255, 64, 64, true),
+    attention("attention_online 80 by 64", 255, 80, 64, true),
+    attention("attention_online 128 by 48", 255, 128, 48, true),
     score("attention_score plain", 168, false),
     score("attention_score gated", 168, true),
     plain("attention_part", "bag.cu", [128, 1, 1], 64, size_of::<params::Attention>()),
     plain("attention_join", "bag.cu", [128, 1, 1], 64, size_of::<params::Attention>()),
     plain("row_dot", "bag.cu", [32, 1, 1], 72, size_of::<params::RowDot>()),
+    plain("reduce_part", "bag_reduce.cu", [32, 8, 1], 64, size_of::<params::Reduce>()),
+    plain("reduce_join", "bag_reduce.cu", [256, 1, 1], 64, size_of::<params::Reduce>()),
+    plain("percentile", "bag_reduce.cu", [32, 8, 1], 64, size_of::<params::Reduce>()),
     batch("batch_moments", [32, 8, 1], Finish::Act),
     batch("batch_join", [256, 1, 1], Finish::Act),
     batch("batch_apply", [256, 1, 1], Finish::Act),
@@ -225,6 +326,19 @@ pub static KERNELS: &[Kernel] = &[
     plain("average_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
     plain("adaptive_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
     plain("normalize", "preprocess.cu", [256, 1, 1], 40, size_of::<params::Normalize>()),
+    plain("layer_norm", "token_norm.cu", [32, 8, 1], 64, size_of::<params::TokenNorm>()),
+    plain("rms_norm", "token_norm.cu", [32, 8, 1], 64, size_of::<params::TokenNorm>()),
+    plain("embed", "tokens.cu", [256, 1, 1], 56, size_of::<params::Embed>()),
+    plain("token_mean", "tokens.cu", [256, 1, 1], 56, size_of::<params::TokenMean>()),
+    plain("softmax", "tokens.cu", [32, 8, 1], 40, size_of::<params::Softmax>()),
+    Kernel {
+        finish: Finish::Act,
+        ..plain("affine_map", "affine.cu", [256, 1, 1], 64, size_of::<params::Affine>())
+    },
+    plain("upsample", "upsample.cu", [256, 1, 1], 64, size_of::<params::Upsample>()),
+    plain("patches", "preprocess.cu", [256, 1, 1], 40, size_of::<params::Patches>()),
+    plain("resize_rows", "resize.cu", [256, 1, 1], 48, size_of::<params::Resize>()),
+    plain("resize_columns", "resize.cu", [256, 1, 1], 48, size_of::<params::Resize>()),
     plain("import", "layout.cu", [256, 1, 1], 40, size_of::<params::Copy>()),
     plain("copy", "layout.cu", [256, 1, 1], 40, size_of::<params::Copy>()),
     plain("flatten", "layout.cu", [32, 8, 1], 40, size_of::<params::Copy>()),
@@ -239,6 +353,8 @@ pub struct Instance {
     pub act: Act,
     /// Whether a residual is added.
     pub residual: bool,
+    /// Whether the largest of each 2 x 2 square is all that is stored.
+    pub pool: bool,
 }
 
 impl Kernel {
@@ -257,32 +373,44 @@ impl Kernel {
 
     /// As it is, without activation or residual.
     pub fn instance(&'static self) -> Instance {
-        Instance { kernel: self, act: Act::None, residual: false }
+        Instance { kernel: self, act: Act::None, residual: false, pool: false }
     }
 
     /// Every combination of compile-time choices.
     pub fn instances(&'static self) -> Vec<Instance> {
         let acts: &[Act] = match self.finish {
             Finish::Fixed => &[Act::None],
-            _ => &[Act::None, Act::Relu, Act::Tanh, Act::Sigmoid],
+            _ => &[Act::None, Act::Relu, Act::Tanh, Act::Sigmoid, Act::Silu, Act::Gelu],
         };
-        let residuals: &[bool] =
-            if self.finish == Finish::ActResidual { &[false, true] } else { &[false] };
+        let ends: &[(bool, bool)] = match self.finish {
+            Finish::Fixed | Finish::Act => &[(false, false)],
+            Finish::ActResidual => &[(false, false), (true, false)],
+            Finish::ActResidualPool => &[(false, true), (false, false), (true, false)],
+        };
         let with = |&act: &Act| {
-            residuals.iter().map(move |&r| Instance { kernel: self, act, residual: r })
+            let instance = move |&(residual, pool)| Instance { kernel: self, act, residual, pool };
+            ends.iter().map(instance)
         };
-        acts.iter().flat_map(with).collect()
+        let few = |i: &Instance| !i.pool || matches!(i.act, Act::None | Act::Relu);
+        acts.iter().flat_map(with).filter(few).collect()
     }
 
-    /// Bytes of dynamic shared memory of a block; `branches` counts only for attention scores.
-    pub fn shared_bytes(&self, arch: Arch, branches: u32) -> u32 {
+    /// Bytes of dynamic shared memory of a block. `count` is that of the branches of an attention
+    /// score, of the keys of a self-attention, and without meaning elsewhere.
+    pub fn shared_bytes(&self, arch: Arch, count: u32) -> u32 {
+        if let Some(head) = self.head {
+            let rows = if head.online { 2 * head.keys } else { count.next_multiple_of(16) };
+            return 2 * rows * (2 * head.d + 16);
+        }
         match (self.tile, self.gated) {
             (Some(tile), _) if self.warpgroups => {
+                // Stages, a staged tile for each team, barriers; see `sm90/ring.cuh`.
                 let Tile { m, n, stages, .. } = tile;
-                stages * (m + n) * 128 + m * (n * 2 + 16) + stages * 16
+                let teams = if n > 128 { 1 } else { 2 };
+                stages * (m + n) * 128 + teams * m * n * 2 + stages * 16 + teams * 24
             }
             (Some(tile), _) => tile.shared_bytes(arch),
-            (None, Some(_)) => SCORE_STAGES * 128 * 64 + 64 * 4 * branches,
+            (None, Some(_)) => SCORE_STAGES * 128 * 64 + 64 * 4 * count,
             (None, None) => 0,
         }
     }
@@ -308,23 +436,39 @@ impl Instance {
             define("GATED", gated.into());
             define("STAGES", SCORE_STAGES);
         }
+        if let Some(head) = self.kernel.head {
+            define("D", head.d);
+            define("KEYS", head.keys);
+        }
         if self.kernel.finish != Finish::Fixed {
             let act = match self.act {
                 Act::None => 0,
                 Act::Relu => 1,
                 Act::Tanh => 2,
                 Act::Sigmoid => 3,
+                Act::Gelu => 4,
+                Act::Silu => 5,
             };
             define("ACT", act);
         }
-        if self.kernel.finish == Finish::ActResidual {
+        if matches!(self.kernel.finish, Finish::ActResidual | Finish::ActResidualPool) {
             define("RESIDUAL", self.residual.into());
+        }
+        if self.kernel.finish == Finish::ActResidualPool {
+            define("POOL", self.pool.into());
         }
         let feature = if self.kernel.warpgroups { "a" } else { "" };
         Request { file: self.kernel.file.into(), arch: arch.name() + feature, defines }
     }
 
-    /// Compiles it or takes it from the cache.
+    /// The oldest architecture with the same launch bounds: what its PTX says runs on `arch` and on
+    /// every newer device, except that warpgroup products run on their own architecture alone.
+    pub fn oldest_alike(&self, arch: Arch) -> Arch {
+        let oldest = if arch.0 >= 80 { Arch(80) } else { Arch(75) };
+        if self.kernel.warpgroups { arch } else { oldest.max(self.kernel.since) }
+    }
+
+    /// Compiles it or takes it from the archive or the cache.
     ///
     /// # Errors
     /// As [`Compiler::compile`].
@@ -333,30 +477,30 @@ impl Instance {
     }
 }
 
-/// The tile for `filters` outputs at `positions` positions on a device with `multiprocessors`.
+/// The self-attention kernel for heads of `d` channels over `keys` keys, and the bytes of shared
+/// memory it takes: with whole heads in shared memory where they fit `shared_limit`, else in blocks.
+/// Never a matter of the number of rows.
 ///
-/// The tile that needs the fewest cycles if every block ran at the same rate: waves of blocks times
-/// the sums of a block, where a block that is too small to reuse its operands is charged for the
-/// slices it has to fetch. The choice never changes a bit of the result.
-pub fn choose_tile(
-    product: &str,
+/// # Errors
+/// [`crate::Kind::Unsupported`] when the heads are too wide.
+pub fn choose_attention(
     arch: Arch,
-    positions: u64,
-    filters: u64,
-    multiprocessors: u32,
-) -> &'static Kernel {
-    let cost = |kernel: &&'static Kernel| {
-        let tile = kernel.tile.unwrap_or(SMALL);
-        let (m, n) = (u64::from(tile.m), u64::from(tile.n));
-        let blocks = positions.div_ceil(m) * filters.div_ceil(n);
-        let at_once = u64::from(tile.blocks(arch) * multiprocessors.max(1));
-        let waves = blocks.div_ceil(at_once) * u64::from(tile.blocks(arch));
-        // A slice of the tile costs m n products and m + n rows of copies; 64 balances the two at
-        // the ratio of tensor-core to shared-memory rates common to these architectures.
-        waves * (m * n + 64 * (m + n))
+    d: usize,
+    keys: usize,
+    shared_limit: u32,
+) -> Result<&'static Kernel> {
+    let fits = |k: &&Kernel| {
+        k.head.is_some_and(|head| {
+            let shared = || k.shared_bytes(arch, keys as u32);
+            let whole = || keys <= head.keys as usize && shared() <= shared_limit;
+            d <= head.d as usize && (head.online || whole())
+        })
     };
-    let fits = |k: &&Kernel| k.entry == product && k.tile.is_some() && k.runs_on(arch);
-    KERNELS.iter().filter(fits).min_by_key(cost).unwrap_or_else(|| panic!("no product {product}"))
+    // Rows stand in the order of preference: whole heads first, narrow before wide.
+    KERNELS.iter().find(fits).ok_or_else(|| {
+        let most = KERNELS.iter().filter_map(|k| Some(k.head?.d)).max().unwrap_or_default();
+        Error::unsupported(format!("attention with heads of {d} channels: at most {most}"))
+    })
 }
 
 /// The kernel of a product with a given tile.
@@ -412,13 +556,17 @@ mod tests {
     }
 
     #[test]
-    fn tiles_follow_the_shape() {
-        let name =
-            |positions, filters| choose_tile("conv2d", Arch(80), positions, filters, 108).name;
-        assert_eq!(name(256 * 56 * 56, 256), "conv2d 128x256");
-        assert_eq!(name(256 * 56 * 56, 32), "conv2d 128x32");
-        assert_eq!(name(256 * 56 * 56, 64), "conv2d 128x64");
-        assert_eq!(name(49, 512), "conv2d 64x64");
-        assert_ne!(choose_tile("gemm", Arch(75), 1 << 20, 1024, 40).name, "gemm 128x256");
+    fn attention_follows_the_shape_and_the_shared_memory() {
+        let name = |d, keys, shared_limit| {
+            choose_attention(Arch(80), d, keys, shared_limit).map(|k| k.name)
+        };
+        let large = 163 << 10;
+        assert_eq!(name(64, 197, large).unwrap(), "attention 64 of 208");
+        assert_eq!(name(64, 261, large).unwrap(), "attention 64 of 272");
+        assert_eq!(name(5, 1, large).unwrap(), "attention 32 of 208");
+        assert_eq!(name(72, 300, large).unwrap(), "attention_online 80 by 64");
+        // Whole heads do not fit there.
+        assert_eq!(name(80, 261, 64 << 10).unwrap(), "attention_online 80 by 64");
+        assert!(name(129, 5, large).unwrap_err().to_string().contains("at most 128"));
     }
 }

@@ -4,21 +4,25 @@
 //! runs. A launch keeps its argument block; a run writes its rows into the first field and scales
 //! the grid.
 
+mod bags;
+mod maps;
+mod tokens;
+
 use super::device::Gpu;
+use super::fuse::Group;
 use super::kernels::{Instance, Kernel};
 use super::launch::{Grid, Launch};
 use super::pack::{Packed, padded};
 use super::params;
 use super::product::Choice;
+use super::tune::ProductShape;
 use crate::error::Result;
 use crate::graph::plan::{Plan, extent};
-use crate::graph::{Act, Graph, Op, Shape, Step, TensorId, Window};
+use crate::graph::{Graph, Op, Shape, Step, TensorId, Window};
 use bytemuck::Pod;
 
 /// Positions and instances whose sums are joined in one piece; as in `norm.cu` and `bag.cu`.
 const RUN: usize = 512;
-/// Instances of a block of the attention score kernel.
-const SCORE_ROWS: u64 = 64;
 
 /// Where everything lies on the device.
 #[derive(Clone, Debug, Default)]
@@ -39,13 +43,6 @@ pub(super) struct Memory {
     pub outputs: Vec<u64>,
 }
 
-impl Memory {
-    /// Where inputs and outputs start: at the first of them.
-    pub fn start(&self) -> u64 {
-        self.inputs.first().or(self.outputs.first()).copied().unwrap_or_default()
-    }
-}
-
 /// Where a stored tensor lies.
 #[derive(Clone, Copy)]
 pub(super) struct View {
@@ -56,13 +53,13 @@ pub(super) struct View {
 /// Turns the steps of one graph into launches.
 pub(super) struct Lowering<'a> {
     pub gpu: &'a Gpu,
-    pub choice: Choice,
+    pub choice: &'a Choice,
     pub graph: &'a Graph,
     plan: &'a Plan,
     pub memory: &'a Memory,
-    /// Whether addresses are not yet real: only sizes are asked for.
-    pub measuring: bool,
     pub launches: Vec<Launch>,
+    /// The products so far whose tile was chosen by shape.
+    pub products: Vec<ProductShape>,
     /// Most bytes of work space any step needs.
     pub scratch_bytes: usize,
     used: usize,
@@ -71,14 +68,22 @@ pub(super) struct Lowering<'a> {
 impl<'a> Lowering<'a> {
     pub fn new(
         gpu: &'a Gpu,
-        choice: Choice,
+        choice: &'a Choice,
         graph: &'a Graph,
         plan: &'a Plan,
         memory: &'a Memory,
-        measuring: bool,
     ) -> Self {
-        let (launches, scratch_bytes, used) = (Vec::new(), 0, 0);
-        Lowering { gpu, choice, graph, plan, memory, measuring, launches, scratch_bytes, used }
+        Lowering {
+            gpu,
+            choice,
+            graph,
+            plan,
+            memory,
+            launches: Vec::new(),
+            products: Vec::new(),
+            scratch_bytes: 0,
+            used: 0,
+        }
     }
 
     /// Stores the f32 inputs as FP16.
@@ -101,37 +106,82 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
+    /// Adds the launches of the steps of one group.
+    pub fn group(&mut self, group: &Group, packed: Packed) -> Result<()> {
+        let [first, last] = [group.first, group.last].map(|i| &self.graph.steps[i]);
+        match group.first == group.last {
+            true => self.step(first, packed),
+            false => self.conv_and_pool(first, last, packed),
+        }
+    }
+
     /// Adds the launches of one step.
-    pub fn step(&mut self, step: &Step, packed: Packed) -> Result<()> {
+    fn step(&mut self, step: &Step, packed: Packed) -> Result<()> {
         self.used = 0;
         match (step.op, packed) {
             (Op::Normalize { .. }, Packed::Table { table }) => self.normalize(step, table),
+            (Op::Patches { side, .. }, Packed::Table { table }) => self.patches(step, side, table),
             (Op::Conv2d { weight, window, epilogue }, Packed::Product { .. }) => {
-                self.conv2d(step, weight, window, &epilogue, packed)
+                self.conv2d(step, weight, window, &epilogue, None, packed)
+            }
+            (Op::PreactConv1x1 { epilogue, .. }, Packed::Preact { .. }) => {
+                self.preact(step, &epilogue, packed)
+            }
+            (Op::ConvTranspose2x2 { epilogue, .. }, Packed::Product { .. }) => {
+                self.conv_transpose(step, &epilogue, packed)
             }
             (Op::Linear { epilogue, .. }, Packed::Product { .. }) => {
                 self.linear(step, &epilogue, packed)
             }
+            (Op::GatedLinear { act, .. }, Packed::Product { .. }) => {
+                self.gated_linear(step, act, packed)
+            }
+            (Op::Affine { act, .. }, Packed::Norm { gamma, beta }) => {
+                self.affine(step, act, [gamma, beta])
+            }
             (Op::BatchNorm { eps, act, .. }, Packed::Norm { gamma, beta }) => {
                 self.batch_norm(step, eps, act, [gamma, beta])
             }
-            (Op::MaxPool { window }, _) => self.pool(step, "max_pool", Some(window), false),
+            (Op::MaxPool { window, .. }, _) => self.pool(step, "max_pool", Some(window), false),
             (Op::AvgPool { window, count_include_pad }, _) => {
                 self.pool(step, "average_pool", Some(window), count_include_pad)
             }
             (Op::AdaptiveAvgPool { .. }, _) => self.pool(step, "adaptive_pool", None, false),
+            (Op::Upsample { .. }, Packed::Taps { rows, columns }) => {
+                self.upsample(step, [rows, columns])
+            }
+            (Op::Embed { .. }, Packed::Embed { .. }) => self.embed(step, packed),
+            (Op::LayerNorm { eps, groups, .. }, Packed::Norm { gamma, beta }) => {
+                self.token_norm(step, "layer_norm", (eps, groups), [gamma, beta])
+            }
+            (Op::RmsNorm { eps, groups, .. }, Packed::Norm { gamma, beta }) => {
+                self.token_norm(step, "rms_norm", (eps, groups), [gamma, beta])
+            }
+            (Op::Attention { heads, .. }, _) => self.attention(step, heads, packed),
+            (Op::TokenMean { start, count }, _) => self.token_mean(step, start, count),
+            (Op::Softmax, _) => self.softmax(step),
             (Op::Flatten, _) => self.flatten(step),
             (Op::AttentionScore { u, w, .. }, Packed::Score { .. }) => {
                 let branches = self.graph.param(w.weight).shape[0];
                 self.attention_score(step, u.is_some(), branches, packed)
             }
             (Op::AttentionPool, _) => self.attention_pool(step),
+            (Op::BagReduce { reduce }, _) => self.bag_reduce(step, reduce),
             (Op::RowDot { .. }, Packed::RowDot { weight, bias }) => {
                 self.row_dot(step, weight, bias)
             }
             (Op::Copy, _) => self.copy(step),
             (op, packed) => unreachable!("{op:?} packed as {packed:?}"),
         }
+    }
+
+    /// Adds the launch of a convolution of which `pool` stores the largest of each 2 x 2 square.
+    fn conv_and_pool(&mut self, conv: &Step, pool: &Step, packed: Packed) -> Result<()> {
+        self.used = 0;
+        let Op::Conv2d { weight, window, epilogue } = conv.op else {
+            unreachable!("grouped as a convolution and a pool")
+        };
+        self.conv2d(conv, weight, window, &epilogue, Some(pool.output), packed)
     }
 
     // ---- Where things lie
@@ -192,18 +242,19 @@ impl<'a> Lowering<'a> {
 
     // ---- Launches
 
+    /// `count` is what [`Kernel::shared_bytes`] asks for.
     pub fn push<P: Pod>(
         &mut self,
         instance: Instance,
-        branches: usize,
+        count: usize,
         block: P,
         grid: Grid,
         fixed_rows: Option<usize>,
     ) -> Result<()> {
         debug_assert_eq!(size_of::<P>(), instance.kernel.argument_bytes);
-        let function = self.gpu.function(&instance, branches as u32)?;
+        let function = self.gpu.function(&instance, count as u32)?;
         let arguments = bytemuck::pod_collect_to_vec(bytemuck::bytes_of(&block));
-        let launch = Launch { function, arguments, grid, fixed_rows };
+        let launch = Launch { function, arguments, grid, fixed_rows, maps: Vec::new() };
         launch.grid_for(self.memory.capacity)?;
         self.launches.push(launch);
         Ok(())
@@ -218,7 +269,17 @@ impl<'a> Lowering<'a> {
         c: usize,
         bag: bool,
     ) -> Result<()> {
-        let instance = Kernel::named(name).instance();
+        self.groups_of(Kernel::named(name).instance(), block, positions, c, bag)
+    }
+
+    fn groups_of<P: Pod>(
+        &mut self,
+        instance: Instance,
+        block: P,
+        positions: usize,
+        c: usize,
+        bag: bool,
+    ) -> Result<()> {
         let per_row = (positions * c.div_ceil(8)) as u64;
         let grid = if bag {
             Grid::Fixed([per_row.div_ceil(256) as u32, 1, 1])
@@ -245,164 +306,6 @@ impl<'a> Lowering<'a> {
         let from = self.view(step.inputs[0]);
         let out = self.sink(step.output);
         self.copy_to(from, out, self.graph.shape(step.output))
-    }
-
-    fn normalize(&mut self, step: &Step, table: u64) -> Result<()> {
-        let input = self.graph.inputs.iter().position(|&i| i == step.inputs[0]);
-        let Some(input) = input else { unreachable!("pixels are only ever an input") };
-        let pixels = self.graph.shape(step.output).pixels();
-        let block = params::Normalize {
-            pixels: int(pixels),
-            owns_pad: (extent(self.graph, step.output).0 == step.output).into(),
-            x: self.memory.inputs[input],
-            table: self.parameter(table),
-            out: self.sink(step.output),
-            ..Default::default()
-        };
-        self.groups("normalize", block, pixels, 3, false)
-    }
-
-    fn pool(
-        &mut self,
-        step: &Step,
-        name: &str,
-        window: Option<Window>,
-        count_pad: bool,
-    ) -> Result<()> {
-        let x = self.view(step.inputs[0]);
-        let from = map(self.graph.shape(step.inputs[0]));
-        let to = map(self.graph.shape(step.output));
-        let block = params::Pool {
-            input: from.map(int),
-            output: [int(to[0]), int(to[1])],
-            window: window.map(window_params).unwrap_or_default(),
-            count_pad: count_pad.into(),
-            pitch: int(x.pitch),
-            x: x.address,
-            out: self.sink(step.output),
-            ..Default::default()
-        };
-        self.groups(name, block, to[0] * to[1], to[2], false)
-    }
-
-    fn batch_norm(&mut self, step: &Step, eps: f32, act: Act, offsets: [u64; 2]) -> Result<()> {
-        let x = self.view(step.inputs[0]);
-        let shape = self.graph.shape(step.output);
-        let (positions, c) = (shape.pixels(), shape.channels());
-        let runs = (self.memory.capacity * positions).div_ceil(RUN);
-        let block = params::BatchNorm {
-            positions: int(positions),
-            c: int(c),
-            pitch: int(x.pitch),
-            eps,
-            x: x.address,
-            gamma: self.parameter(offsets[0]),
-            beta: self.parameter(offsets[1]),
-            partial: self.scratch(runs * 2 * c * 4),
-            moments: self.scratch(2 * c * 4),
-            out: self.sink(step.output),
-            ..Default::default()
-        };
-        let with = |name| Instance { act, ..Kernel::named(name).instance() };
-        let moments = Grid::Rows {
-            per_row: positions as u64,
-            per_block: RUN as u64,
-            strips: 1,
-            yz: [c.div_ceil(32) as u32, 1],
-        };
-        self.push(with("batch_moments"), 0, block, moments, None)?;
-        let join = Grid::Fixed([c.div_ceil(256) as u32, 1, 1]);
-        self.push(with("batch_join"), 0, block, join, None)?;
-        let per_row = (positions * c.div_ceil(8)) as u64;
-        let apply = Grid::Rows { per_row, per_block: 256, strips: 1, yz: [1, 1] };
-        self.push(with("batch_apply"), 0, block, apply, None)
-    }
-
-    fn flatten(&mut self, step: &Step) -> Result<()> {
-        let x = self.view(step.inputs[0]);
-        let from = self.graph.shape(step.inputs[0]);
-        let (positions, c) = (from.pixels(), from.channels());
-        let block = params::Copy {
-            positions: int(positions),
-            c: int(c),
-            pitch: int(x.pitch),
-            x: x.address,
-            out: self.sink(step.output),
-            ..Default::default()
-        };
-        let yz = [c.div_ceil(32) as u32, 1];
-        let grid =
-            Grid::Rows { per_row: positions.div_ceil(32) as u64, per_block: 1, strips: 1, yz };
-        self.push(Kernel::named("flatten").instance(), 0, block, grid, None)
-    }
-
-    fn attention_score(
-        &mut self,
-        step: &Step,
-        gated: bool,
-        branches: usize,
-        packed: Packed,
-    ) -> Result<()> {
-        let Packed::Score { weight, bias, w, w_bias, groups } = packed else { unreachable!() };
-        let x = self.aligned(step.inputs[0])?;
-        let c = self.graph.shape(step.inputs[0]).channels();
-        let block = params::Score {
-            c: int(c),
-            pitch: int(x.pitch),
-            c_padded: int(padded(c)),
-            groups: int(groups),
-            branches: int(branches),
-            x: x.address,
-            weight: self.parameter(weight),
-            bias: self.parameter(bias),
-            w: self.parameter(w),
-            w_bias: self.parameter(w_bias),
-            out: self.sink(step.output),
-            ..Default::default()
-        };
-        let name = if gated { "attention_score gated" } else { "attention_score plain" };
-        let grid = Grid::Rows { per_row: 1, per_block: SCORE_ROWS, strips: 1, yz: [1, 1] };
-        self.push(Kernel::named(name).instance(), branches, block, grid, None)
-    }
-
-    fn attention_pool(&mut self, step: &Step) -> Result<()> {
-        let (scores, values) = (self.view(step.inputs[0]), self.view(step.inputs[1]));
-        let shape = self.graph.shape(step.output);
-        let (branches, c) = (shape.pixels(), shape.channels());
-        let runs = self.memory.capacity.div_ceil(RUN);
-        let block = params::Attention {
-            branches: int(branches),
-            c: int(c),
-            score_pitch: int(scores.pitch),
-            value_pitch: int(values.pitch),
-            scores: scores.address,
-            values: values.address,
-            part: self.scratch(runs * branches * (c + 2) * 4),
-            out: self.sink(step.output),
-            ..Default::default()
-        };
-        let yz = [branches as u32, c.div_ceil(256) as u32];
-        let part = Grid::Rows { per_row: 1, per_block: RUN as u64, strips: 1, yz };
-        self.push(Kernel::named("attention_part").instance(), 0, block, part, None)?;
-        let join = Grid::Fixed([c.div_ceil(128) as u32, branches as u32, 1]);
-        self.push(Kernel::named("attention_join").instance(), 0, block, join, None)
-    }
-
-    fn row_dot(&mut self, step: &Step, weight: u64, bias: u64) -> Result<()> {
-        let x = self.view(step.inputs[0]);
-        let shape = self.graph.shape(step.inputs[0]);
-        let block = params::RowDot {
-            c: int(shape.channels()),
-            pitch: int(x.pitch),
-            x: x.address,
-            weight: self.parameter(weight),
-            bias: self.parameter(bias),
-            out: self.sink(step.output),
-            ..Default::default()
-        };
-        let rows = shape.pixels();
-        let grid = Grid::Fixed([rows as u32, 1, 1]);
-        self.push(Kernel::named("row_dot").instance(), 0, block, grid, Some(rows))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Names the dynamic linker may know, newest compiler whose cubins most drivers still load first.
 const NAMES: [&str; 3] = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"];
@@ -22,6 +23,10 @@ const FOLDERS: [&str; 5] = [
     "nvidia/cuda_nvrtc/lib",
     "nvidia/cu13/lib",
 ];
+
+/// Where sources and headers claim to lie. Line information holds absolute paths, and without one
+/// the compiler puts the working directory there: the same source would give other bytes elsewhere.
+pub const ROOT: &str = "/histokern/kernels/";
 
 type Program = *mut c_void;
 type Status = c_int;
@@ -43,26 +48,28 @@ pub struct Nvrtc {
     pub path: PathBuf,
     /// `(12, 9)`.
     pub version: (i32, i32),
+    build: OnceLock<String>,
     library: Library,
     _builtins: Option<Library>,
 }
 
 impl Nvrtc {
-    /// Opens the first usable compiler.
+    /// Opens the first usable compiler, or the one at `named`, a file or a folder.
     ///
     /// # Errors
     /// [`crate::Kind::Device`] that says where it was looked for and how to install it.
-    pub fn open() -> Result<Nvrtc> {
+    pub fn open(named: Option<&Path>) -> Result<Nvrtc> {
         let mut tried = Vec::new();
-        for candidate in candidates() {
+        for candidate in candidates(named) {
             match Nvrtc::open_at(&candidate) {
                 Ok(nvrtc) => return Ok(nvrtc),
                 Err(error) => tried.push(error.to_string()),
             }
         }
         Err(Error::device(format!(
-            "NVRTC, the CUDA run-time compiler, was not found: install a CUDA toolkit or `pip install \
-             nvidia-cuda-nvrtc-cu12`, or name the library in HISTOKERN_NVRTC (tried: {})",
+            "NVRTC, the CUDA run-time compiler, was not found: `pip install \
+             nvidia-cuda-nvrtc-cu12==12.9.86` or install a CUDA toolkit, or name the library or its \
+             folder in HISTOKERN_NVRTC (tried: {})",
             tried.join("; ")
         )))
     }
@@ -79,8 +86,13 @@ impl Nvrtc {
         // SAFETY: as above; the file is the compiler the user installed or named.
         let library = unsafe { Library::new(path) }
             .map_err(|e| Error::device(e.to_string()).context(path.display().to_string()))?;
-        let mut nvrtc =
-            Nvrtc { path: path.to_path_buf(), version: (0, 0), library, _builtins: builtins };
+        let mut nvrtc = Nvrtc {
+            path: path.to_path_buf(),
+            version: (0, 0),
+            build: OnceLock::new(),
+            library,
+            _builtins: builtins,
+        };
         let (mut major, mut minor) = (0, 0);
         nvrtc.call("nvrtcVersion", |f: Version| {
             // SAFETY: both integers outlive the call.
@@ -88,6 +100,38 @@ impl Nvrtc {
         })?;
         nvrtc.version = (major, minor);
         Ok(nvrtc)
+    }
+
+    /// The full version, `12.9.86`: two builds of one minor version may give different code. Only
+    /// the PTX it writes tells; [`Nvrtc::version`] where that does not.
+    pub fn build(&self) -> &str {
+        self.build.get_or_init(|| {
+            let text = self.ptx_of_nothing().unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let stated = text.lines().find_map(|line| {
+                line.strip_prefix("// Cuda compilation tools")?
+                    .rsplit_once(", V")
+                    .map(|found| found.1)
+            });
+            let (major, minor) = self.version;
+            stated.map_or_else(|| format!("{major}.{minor}"), |build| build.trim().to_string())
+        })
+    }
+
+    fn ptx_of_nothing(&self) -> Result<Vec<u8>> {
+        let program = self.create("nothing.cu", "", &[])?;
+        self.build_program(program.handle, &["--gpu-architecture=compute_80".into()])?;
+        self.fetch(program.handle, "nvrtcGetPTXSize", "nvrtcGetPTX")
+    }
+
+    /// Whether it compiles for `sm_90` or `sm_90a`.
+    ///
+    /// # Errors
+    /// As [`Nvrtc::architectures`].
+    pub fn compiles_for(&self, arch: &str) -> Result<bool> {
+        let digits = arch.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic);
+        let Ok(number) = digits.parse() else { return Ok(false) };
+        Ok(self.architectures()?.contains(&number))
     }
 
     /// Architectures it can compile for, as `75` or `120`.
@@ -108,7 +152,8 @@ impl Nvrtc {
         Ok(list.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect())
     }
 
-    /// Compiles one source with its headers, all in memory.
+    /// Compiles one source with its headers, all in memory. The output depends on nothing but the
+    /// arguments and the compiler.
     ///
     /// # Errors
     /// [`crate::Kind::Device`] with the compiler's log.
@@ -120,12 +165,12 @@ impl Nvrtc {
         options: &[String],
     ) -> Result<Output> {
         let program = self.create(name, source, headers)?;
-        let built = self.build(program.handle, options);
+        let built = self.build_program(program.handle, options);
         let log = self.fetch(program.handle, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog");
-        let log = String::from_utf8_lossy(&log.unwrap_or_default())
-            .trim_end_matches('\0')
-            .trim()
-            .to_string();
+        let log = String::from_utf8_lossy(&log.unwrap_or_default()).into_owned();
+        let lines = log.trim_end_matches('\0').trim().lines();
+        let log: Vec<&str> = lines.filter(|line| !line.contains("Compile time =")).collect();
+        let log = log.join("\n");
         built.map_err(|e| Error::device(format!("{e}\n{log}")).context(name.to_string()))?;
         let mut ptx = self.fetch(program.handle, "nvrtcGetPTXSize", "nvrtcGetPTX")?;
         while ptx.last() == Some(&0) {
@@ -135,10 +180,12 @@ impl Nvrtc {
         Ok(Output { cubin, ptx, log })
     }
 
-    fn create(&self, name: &str, source: &str, headers: &[(&str, &str)]) -> Result<Owned<'_>> {
-        let (name, source) = (c_text(name)?, c_text(source)?);
-        let names = headers.iter().map(|h| c_text(h.0)).collect::<Result<Vec<_>>>()?;
-        let texts = headers.iter().map(|h| c_text(h.1)).collect::<Result<Vec<_>>>()?;
+    fn create(&self, file: &str, source: &str, headers: &[(&str, &str)]) -> Result<Owned<'_>> {
+        let name = |name: &str| c_text(&format!("{ROOT}{name}"));
+        let text = |text: &str| c_text(&text.replace("#include \"", &format!("#include \"{ROOT}")));
+        let names = headers.iter().map(|h| name(h.0)).collect::<Result<Vec<_>>>()?;
+        let texts = headers.iter().map(|h| text(h.1)).collect::<Result<Vec<_>>>()?;
+        let (name, source) = (name(file)?, text(source)?);
         let names: Vec<_> = names.iter().map(|s| s.as_ptr()).collect();
         let texts: Vec<_> = texts.iter().map(|s| s.as_ptr()).collect();
         let mut handle = std::ptr::null_mut();
@@ -159,7 +206,7 @@ impl Nvrtc {
         Ok(Owned { nvrtc: self, handle })
     }
 
-    fn build(&self, program: Program, options: &[String]) -> Result<()> {
+    fn build_program(&self, program: Program, options: &[String]) -> Result<()> {
         let options = options.iter().map(|o| c_text(o)).collect::<Result<Vec<_>>>()?;
         let pointers: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
         self.call("nvrtcCompileProgram", |f: Compile| {
@@ -241,10 +288,12 @@ fn c_text(text: &str) -> Result<CString> {
 }
 
 /// Files and names to try, in order.
-fn candidates() -> Vec<PathBuf> {
-    if let Some(named) = std::env::var_os("HISTOKERN_NVRTC") {
-        let named = PathBuf::from(named);
-        return if named.is_dir() { in_folder(&named) } else { vec![named] };
+fn candidates(named: Option<&Path>) -> Vec<PathBuf> {
+    let variable = || Some(PathBuf::from(std::env::var_os("HISTOKERN_NVRTC")?));
+    if let Some(named) = named.map(Path::to_path_buf).or_else(variable) {
+        let found = in_folder(&named);
+        // Where a folder holds none, opening it says so.
+        return if found.is_empty() { vec![named] } else { found };
     }
     let mut list: Vec<PathBuf> = NAMES.iter().map(PathBuf::from).collect();
     for root in roots() {
@@ -311,8 +360,29 @@ mod tests {
     }
 
     #[test]
+    fn the_output_does_not_depend_on_when_and_where() {
+        let Ok(nvrtc) = Nvrtc::open(None) else {
+            eprintln!("NVRTC not installed: skipped");
+            return;
+        };
+        let options = ["--gpu-architecture=sm_80", "--generate-line-info", "--ptxas-options=-v"];
+        let header = [("h.cuh", "__device__ float twice(float x) {\n  return 2 * x;\n}\n")];
+        let source = "#include \"h.cuh\"\nextern \"C\" __global__ void f(float* x) {\n  \
+                      *x = twice(*x);\n}\n";
+        let compile =
+            || nvrtc.compile("f.cu", source, &header, &options.map(String::from)).unwrap();
+        let (one, two) = (compile(), compile());
+        assert_eq!((&one.cubin, &one.ptx, &one.log), (&two.cubin, &two.ptx, &two.log));
+        let here = std::env::current_dir().unwrap().display().to_string();
+        for bytes in [&one.cubin, &one.ptx] {
+            let text = String::from_utf8_lossy(bytes);
+            assert!(text.contains(ROOT.trim_end_matches('/')) && !text.contains(&here));
+        }
+    }
+
+    #[test]
     fn a_compile_error_carries_the_log() {
-        let Ok(nvrtc) = Nvrtc::open() else {
+        let Ok(nvrtc) = Nvrtc::open(None) else {
             eprintln!("NVRTC not installed: skipped");
             return;
         };
@@ -321,6 +391,8 @@ mod tests {
             nvrtc.compile("bad.cu", "#include \"h.cuh\"\nint x = y;", &[("h.cuh", "")], &options);
         let text = error.err().unwrap().to_string();
         assert!(text.contains("bad.cu(2)") && text.contains("\"y\" is undefined"), "{text}");
-        assert!(nvrtc.architectures().unwrap().contains(&80));
+        assert!(nvrtc.compiles_for("sm_90a").unwrap() && !nvrtc.compiles_for("sm_10").unwrap());
+        let (major, minor) = nvrtc.version;
+        assert!(nvrtc.build().starts_with(&format!("{major}.{minor}.")), "{}", nvrtc.build());
     }
 }

@@ -3,12 +3,16 @@
 //! Channels are padded to 8 with zeros, because copies move 16 bytes; absent scales are ones and
 //! absent biases zeros, so that no kernel asks whether they are there.
 
-use crate::graph::{Dense, Epilogue, Graph, Op, ParamData, ParamId, Shape, Step};
+use super::params;
+use crate::graph::{Dense, Epilogue, Graph, Interpolation, Op, ParamData, ParamId, Shape, Step};
 use bytemuck::NoUninit;
 use half::f16;
 
 /// Hidden units and gates in a group of the attention score kernel.
 const GROUP: usize = 64;
+
+/// Columns of a slice of a product's operands; as in `tile.cuh`.
+const SLICE: usize = 32;
 
 /// Bytes to be copied to the device.
 #[derive(Default)]
@@ -20,16 +24,40 @@ pub(super) struct Packer {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Packed {
     None,
-    /// Convolution and linear: `[K, R S C']` FP16, `[K]` f32 twice.
+    /// Anything that multiplies: `[K, R S C']` FP16, `[K]` f32 twice, K being the filters of the
+    /// product.
     Product {
         weight: u64,
         scale: u64,
         bias: u64,
     },
-    /// `[C]` f32 twice.
+    /// As `preact.cu` says.
+    Preact {
+        weight: u64,
+        scale: u64,
+        bias: u64,
+        x_scale: u64,
+        x_bias: u64,
+    },
+    /// `[C]` f32 twice: scale and bias, or gamma and beta.
     Norm {
         gamma: u64,
         beta: u64,
+    },
+    /// `[Q, C']` FP16.
+    Queries {
+        queries: u64,
+    },
+    /// `[P, C]` and `[H W, C]` f32, and P.
+    Embed {
+        prefix: u64,
+        position: u64,
+        prefix_tokens: usize,
+    },
+    /// Tables of `Taps`, one entry for each row and column of the output.
+    Taps {
+        rows: u64,
+        columns: u64,
     },
     /// As `score.cu` says.
     Score {
@@ -76,17 +104,46 @@ impl Packer {
             Op::Conv2d { weight, ref epilogue, .. } | Op::Linear { weight, ref epilogue } => {
                 self.product(graph, weight, epilogue)
             }
-            Op::BatchNorm { gamma, beta, .. } => Packed::Norm {
-                gamma: self.add(floats(graph, gamma)),
-                beta: self.add(floats(graph, beta)),
-            },
+            Op::PreactConv1x1 { scale, bias, weight, ref epilogue } => {
+                self.preact(graph, [scale, bias], weight, epilogue)
+            }
+            Op::ConvTranspose2x2 { weight, ref epilogue } => {
+                self.transposed(graph, weight, epilogue)
+            }
+            Op::GatedLinear { weight, bias, .. } => self.gated(graph, weight, bias),
+            Op::BatchNorm { gamma, beta, .. } => self.norm(graph, Some(gamma), Some(beta), 0),
+            Op::Affine { scale, bias, .. } => {
+                self.norm(graph, scale, bias, graph.shape(step.output).channels())
+            }
+            Op::LayerNorm { gamma, beta, groups, .. } => {
+                let c = graph.shape(step.output).channels() / groups;
+                self.norm(graph, Some(gamma), beta, c)
+            }
+            Op::RmsNorm { gamma, .. } => self.norm(graph, Some(gamma), None, 0),
+            Op::Attention { queries: Some(queries), .. } => {
+                let rows = padded_rows(halves(graph, queries), graph.param(queries).shape[1]);
+                Packed::Queries { queries: self.add(&rows) }
+            }
+            Op::Embed { prefix, position } => {
+                let shape = graph.shape(step.inputs[0]);
+                Packed::Embed {
+                    prefix: self.vector(graph, prefix, 0, 0.0),
+                    position: self.vector(graph, position, shape.len(), 0.0),
+                    prefix_tokens: graph.shape(step.output).pixels() - shape.pixels(),
+                }
+            }
+            Op::Upsample { h, w, mode } => {
+                let [from_h, from_w, _] = super::lower::map(graph.shape(step.inputs[0]));
+                let rows = self.taps(mode, from_h, h);
+                Packed::Taps { rows, columns: self.taps(mode, from_w, w) }
+            }
             Op::AttentionScore { v, u, w } => self.score(graph, v, u, w),
             Op::RowDot { weight, bias } => {
                 let rows = graph.param(weight).shape[0];
                 let weight = self.add(halves(graph, weight));
                 Packed::RowDot { weight, bias: self.vector(graph, bias, rows, 0.0) }
             }
-            Op::Normalize { mean, std } => {
+            Op::Normalize { mean, std } | Op::Patches { mean, std, .. } => {
                 let value = |i: usize| ((i % 256) as f32 / 255.0 - mean[i / 256]) / std[i / 256];
                 let table: Vec<f32> = (0..3 * 256).map(value).collect();
                 Packed::Table { table: self.add(&table) }
@@ -95,7 +152,11 @@ impl Packer {
             | Op::AvgPool { .. }
             | Op::AdaptiveAvgPool { .. }
             | Op::Flatten
+            | Op::Attention { queries: None, .. }
+            | Op::TokenMean { .. }
+            | Op::Softmax
             | Op::AttentionPool
+            | Op::BagReduce { .. }
             | Op::Copy => Packed::None,
         }
     }
@@ -124,6 +185,82 @@ impl Packer {
             scale: self.vector(graph, epilogue.scale, k, 1.0),
             bias: self.vector(graph, epilogue.bias, k, 0.0),
         }
+    }
+
+    /// Scale and bias, or gamma and beta, of `n` channels where one is absent.
+    fn norm(
+        &mut self,
+        graph: &Graph,
+        gamma: Option<ParamId>,
+        beta: Option<ParamId>,
+        n: usize,
+    ) -> Packed {
+        let gamma = self.vector(graph, gamma, n, 1.0);
+        Packed::Norm { gamma, beta: self.vector(graph, beta, n, 0.0) }
+    }
+
+    /// A product and the scale and bias of its input, zero-filled to whole slices.
+    fn preact(
+        &mut self,
+        graph: &Graph,
+        input: [ParamId; 2],
+        weight: ParamId,
+        epilogue: &Epilogue,
+    ) -> Packed {
+        let Packed::Product { weight, scale, bias } = self.product(graph, weight, epilogue) else {
+            unreachable!("packed as a product")
+        };
+        let [x_scale, x_bias] = input.map(|id| {
+            let mut values = floats(graph, id).to_vec();
+            values.resize(values.len().next_multiple_of(SLICE), 0.0);
+            self.add(&values)
+        });
+        Packed::Preact { weight, scale, bias, x_scale, x_bias }
+    }
+
+    /// Rows in order (tap, filter), filters padded; scale and bias once for each tap.
+    fn transposed(&mut self, graph: &Graph, weight: ParamId, epilogue: &Epilogue) -> Packed {
+        let shape = &graph.param(weight).shape;
+        let (k, c) = (shape[0], shape[3]);
+        let (k_padded, pitch) = (padded(k), padded(c));
+        let mut rows = vec![f16::ZERO; 4 * k_padded * pitch];
+        for (i, row) in halves(graph, weight).chunks_exact(c).enumerate() {
+            let (filter, tap) = (i / 4, i % 4);
+            rows[(tap * k_padded + filter) * pitch..][..c].copy_from_slice(row);
+        }
+        let mut repeated = |id: Option<ParamId>, absent: f32| {
+            let mut once = id.map_or_else(|| vec![absent; k], |id| floats(graph, id).to_vec());
+            once.resize(k_padded, absent);
+            self.add(&once.repeat(4))
+        };
+        let (scale, bias) = (repeated(epilogue.scale, 1.0), repeated(epilogue.bias, 0.0));
+        Packed::Product { weight: self.add(&rows), scale, bias }
+    }
+
+    /// Rows that alternate between gates and values.
+    fn gated(&mut self, graph: &Graph, weight: ParamId, bias: Option<ParamId>) -> Packed {
+        let shape = &graph.param(weight).shape;
+        let (both, c) = (shape[0], shape[1]);
+        let alternate = |i: usize| i / 2 + i % 2 * (both / 2);
+        let all = halves(graph, weight);
+        let rows: Vec<f16> =
+            (0..both).flat_map(|i| all[alternate(i) * c..][..c].iter().copied()).collect();
+        let bias = bias.map(|id| floats(graph, id));
+        let biases: Vec<f32> = (0..both).map(|i| bias.map_or(0.0, |b| b[alternate(i)])).collect();
+        Packed::Product {
+            weight: self.add(&padded_rows(&rows, c)),
+            scale: self.add(&vec![1f32; both]),
+            bias: self.add(&biases),
+        }
+    }
+
+    fn taps(&mut self, mode: Interpolation, n: usize, m: usize) -> u64 {
+        let entry = |o: usize| {
+            let taps = mode.taps(o, n, m);
+            let [first, second] = [taps.first, taps.second].map(super::lower::int);
+            params::Taps { first, second, fraction: taps.fraction }
+        };
+        self.add(&(0..m).map(entry).collect::<Vec<_>>())
     }
 
     /// Groups of 64 rows: 64 of `v`, or 32 of `v` and the same 32 of `u`.

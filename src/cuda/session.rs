@@ -2,27 +2,24 @@
 
 use super::compile::Compiler;
 use super::device::{Buffer, Gpu, Pinned, failed};
+use super::fuse::{self, Group};
 use super::kernels::{Arch, Tile};
-use super::launch::Launch;
+use super::lane::{Lane, Program, Streams, outside_bytes};
 use super::lower::{Lowering, Memory};
 use super::pack::{Packed, Packer, with_padded_tensors};
 use super::product::Choice;
-use crate::backend::{Backend, Input, Session};
+use super::trial::Trial;
+use super::tune::Tuning;
+use crate::backend::{Backend, HostMemory, Input, Overlapped, Session};
 use crate::error::{Error, Result};
 use crate::graph::plan::{Plan, extent, lifetimes};
-use crate::graph::{Graph, Shape, check_run};
+use crate::graph::{Graph, Shape, TensorId, check_run};
 use cudarc::driver::result;
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaGraph, CudaStream};
-use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Most numbers of rows a session keeps captured graphs for.
-const MAX_GRAPHS: usize = 16;
 
 /// One GPU as a machine that runs graphs.
 pub struct CudaBackend {
-    gpu: Arc<Gpu>,
+    pub(super) gpu: Arc<Gpu>,
     choice: Choice,
 }
 
@@ -45,7 +42,10 @@ impl CudaBackend {
         if ordinal >= devices {
             return Err(Error::device(format!("no CUDA device {ordinal}: there are {devices}")));
         }
-        Ok(CudaBackend { gpu: Arc::new(Gpu::open(ordinal, compiler)?), choice: Choice::default() })
+        Ok(CudaBackend {
+            gpu: Arc::new(Gpu::open(ordinal, driver.version, compiler)?),
+            choice: Choice::default(),
+        })
     }
 
     /// Uses one tile for every product instead of choosing by shape. Results keep their bits.
@@ -55,17 +55,64 @@ impl CudaBackend {
         self
     }
 
+    /// Allocates no more than `bytes` of device memory, machine code not counted.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] once a graph was prepared.
+    pub fn with_memory_limit(mut self, bytes: usize) -> Result<CudaBackend> {
+        let in_use = || Error::usage("the memory limit comes before the first graph");
+        Arc::get_mut(&mut self.gpu).ok_or_else(in_use)?.memory_limit = Some(bytes);
+        Ok(self)
+    }
+
+    /// Chooses tiles in another way than the environment says. Results keep their bits.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] once a graph was prepared.
+    pub fn with_tuning(mut self, tuning: Tuning) -> Result<CudaBackend> {
+        let in_use = || Error::usage("how tiles are chosen is said before the first graph");
+        Arc::get_mut(&mut self.gpu).ok_or_else(in_use)?.tuning = tuning;
+        Ok(self)
+    }
+
     /// Runs products on the warpgroup kernels of sm_90a. Their sums may be rounded otherwise than
-    /// those of the portable kernels, so the two are never mixed in one session.
+    /// those of the portable kernels, so the two are never mixed for one kind of product; kinds that have no such kernel run on the
+    /// portable ones.
     ///
     /// # Errors
     /// [`crate::Kind::Unsupported`] on any other architecture.
     pub fn with_warpgroups(mut self) -> Result<CudaBackend> {
-        if self.gpu.arch != Arch(90) {
+        if !self.has_warpgroups() {
             return Err(Error::unsupported(format!("{}: no warpgroup products", self.name())));
         }
         self.choice.warpgroups = true;
         Ok(self)
+    }
+
+    /// Whether [`CudaBackend::with_warpgroups`] would succeed.
+    pub fn has_warpgroups(&self) -> bool {
+        self.gpu.arch == Arch(90)
+    }
+
+    /// Runs every warpgroup product in clusters of `blocks`, 1 or 2, instead of choosing by shape.
+    /// Results keep their bits.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] for another number, or more than there are multiprocessors.
+    pub fn with_cluster(mut self, blocks: u32) -> Result<CudaBackend> {
+        if !(1..=2).contains(&blocks) || blocks > self.gpu.multiprocessors {
+            return Err(Error::usage(format!("clusters of {blocks} blocks: 1 or 2 are possible")));
+        }
+        self.choice.cluster = Some(blocks);
+        Ok(self)
+    }
+
+    /// Bytes per second that the device reads and writes when it copies its own memory.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Device`] when the device fails.
+    pub fn copy_rate(&self) -> Result<f64> {
+        super::ceiling::bytes_per_second(&self.gpu)
     }
 
     /// The architecture whose kernels run.
@@ -86,20 +133,23 @@ impl Backend for CudaBackend {
 
     fn prepare(&self, graph: Arc<Graph>, max_rows: usize) -> Result<Box<dyn Session>> {
         let name = graph.name.clone();
-        let session = CudaSession::new(self.gpu.clone(), self.choice, graph, max_rows);
+        let session = CudaSession::new(self.gpu.clone(), self.choice.clone(), graph, max_rows);
         Ok(Box::new(session.map_err(|e| e.context(name))?))
     }
 }
 
-/// A graph on a GPU: its parameters and its arena on the device, its launches, one stream.
+/// A graph on a GPU: its parameters and its arena on the device, its lanes, three streams.
 struct CudaSession {
     gpu: Arc<Gpu>,
     choice: Choice,
     graph: Arc<Graph>,
+    /// Which steps each launch, or few, stand for.
+    groups: Vec<Group>,
     plan: Plan,
+    /// Of each group.
     packed: Vec<Packed>,
     parameters: Buffer,
-    stream: Arc<CudaStream>,
+    streams: Streams,
     arena: Option<Arena>,
     /// The first device error: the context may be lost, so nothing runs after it.
     broken: Option<String>,
@@ -107,24 +157,22 @@ struct CudaSession {
 
 /// Everything that depends on the capacity.
 struct Arena {
-    memory: Memory,
-    launches: Vec<Launch>,
-    /// How each number of rows was run before.
-    recorded: HashMap<usize, Recorded>,
-    staging: Pinned,
+    capacity: usize,
+    lanes: Vec<Lane>,
+    /// The lane of the oldest batch under way, and how many are.
+    oldest: usize,
+    under_way: usize,
     _device: Buffer,
 }
 
-enum Recorded {
-    Once,
-    Graph(Graphed),
+/// Where everything lies, before there is a device address.
+struct Layout {
+    /// One for each lane; they differ in inputs and outputs.
+    lanes: Vec<Memory>,
+    /// Bytes of the outputs of one lane.
+    results: usize,
+    bytes: usize,
 }
-
-/// A captured run: copies in, launches, copies out.
-struct Graphed(CudaGraph);
-
-// SAFETY: a graph may be launched and freed from any thread, one at a time; the session owns it.
-unsafe impl Send for Graphed {}
 
 impl CudaSession {
     fn new(
@@ -136,13 +184,17 @@ impl CudaSession {
         // The order is checked on the graph itself, the layout made with padded channels.
         Plan::new(&graph)?;
         check_outputs(&graph)?;
-        let wide = with_padded_tensors(&graph);
+        // The warpgroup kernels have no pooling epilogue.
+        let groups = if choice.warpgroups { fuse::singles(&graph) } else { fuse::groups(&graph) };
+        let wide = fuse::merged(&with_padded_tensors(&graph), &groups);
         let plan = Plan::with_lifetimes(&wide, &lifetimes(&wide, |step| step.reads().collect()));
         let mut packer = Packer::default();
-        let packed: Vec<Packed> = graph.steps.iter().map(|s| packer.step(&graph, s)).collect();
+        let packed: Vec<Packed> =
+            groups.iter().map(|g| packer.step(&graph, &graph.steps[g.first])).collect();
         gpu.bind()?;
-        let stream = gpu.context.new_stream().map_err(|e| failed("no stream", e))?;
+        let streams = Streams::new(&gpu)?;
         let parameters = Buffer::new(&gpu, packer.bytes.len(), "weights")?;
+        let stream = &streams.compute;
         // SAFETY: the buffer has the length of the bytes, which live until the copy is done.
         unsafe { result::memcpy_htod_async(parameters.address, &packer.bytes, stream.cu_stream()) }
             .and_then(|()| stream.synchronize())
@@ -151,10 +203,11 @@ impl CudaSession {
             gpu,
             choice,
             graph,
+            groups,
             plan,
             packed,
             parameters,
-            stream,
+            streams,
             arena: None,
             broken: None,
         };
@@ -162,8 +215,14 @@ impl CudaSession {
         Ok(session)
     }
 
+    /// A network over pixels is fed batch after batch, any other sees one bag at a time.
+    fn lane_count(&self) -> usize {
+        let pixels = |&id| matches!(self.graph.shape(id), Shape::Pixels { .. });
+        if self.graph.inputs.len() == 1 && self.graph.inputs.iter().all(pixels) { 2 } else { 1 }
+    }
+
     /// Lays everything out for `rows` rows, with addresses that count from `base`.
-    fn layout(&self, rows: usize, scratch_bytes: usize, base: u64) -> Result<(Memory, usize)> {
+    fn layout(&self, rows: usize, scratch_bytes: usize, base: u64) -> Result<Layout> {
         let too_many = || Error::limit(format!("{rows} rows do not fit any memory"));
         let mut end = 0usize;
         let mut take = |elements: usize, times: usize, bytes: usize| -> Result<u64> {
@@ -177,166 +236,234 @@ impl CudaSession {
         let graph = &self.graph;
         let times = |shape: Shape| if shape.is_bag() { 1 } else { rows };
         let bytes_of = |shape: Shape| if matches!(shape, Shape::Pixels { .. }) { 1 } else { 4 };
-        let mut outside = |ids: &[crate::graph::TensorId]| -> Result<Vec<u64>> {
+        let mut outside = |ids: &[TensorId]| -> Result<Vec<u64>> {
             let shapes = ids.iter().map(|&id| graph.shape(id));
             shapes.map(|s| take(s.len(), times(s), bytes_of(s))).collect()
         };
-        // Inputs and outputs first, in the order of the staging memory.
-        let (inputs, outputs) = (outside(&graph.inputs)?, outside(&graph.outputs)?);
-        let memory = Memory {
+        let places: Vec<_> = (0..self.lane_count())
+            .map(|_| Ok((outside(&graph.inputs)?, outside(&graph.outputs)?)))
+            .collect::<Result<_>>()?;
+        let shared = Memory {
             capacity: rows,
             parameters: self.parameters.address,
-            inputs,
-            outputs,
             rows: take(self.plan.row_elements, rows, 2)?,
             bags: take(self.plan.bag_elements, 1, 2)?,
             scratch: take(scratch_bytes, 1, 1)?,
+            ..Memory::default()
         };
-        Ok((memory, end))
+        let results = |&id| outside_bytes(graph, id, rows).next_multiple_of(256);
+        Ok(Layout {
+            lanes: places
+                .into_iter()
+                .map(|(inputs, outputs)| Memory { inputs, outputs, ..shared.clone() })
+                .collect(),
+            results: graph.outputs.iter().map(results).sum(),
+            bytes: end,
+        })
     }
 
-    fn lower<'a>(&'a self, memory: &'a Memory, measuring: bool) -> Result<Lowering<'a>> {
-        let mut lowering =
-            Lowering::new(&self.gpu, self.choice, &self.graph, &self.plan, memory, measuring);
+    /// The launches of all steps, and the most work space one of them needs.
+    fn lower(&self, memory: &Memory, choice: &Choice) -> Result<(Program, usize)> {
+        let mut lowering = Lowering::new(&self.gpu, choice, &self.graph, &self.plan, memory);
         lowering.inputs()?;
-        for (index, (step, &packed)) in self.graph.steps.iter().zip(&self.packed).enumerate() {
-            lowering.step(step, packed).map_err(|e| e.context(format!("step {index}")))?;
+        let mut marks = vec![lowering.launches.len(); self.graph.steps.len() + 1];
+        for (group, &packed) in self.groups.iter().zip(&self.packed) {
+            let lowered = lowering.group(group, packed);
+            lowered.map_err(|e| e.context(format!("step {}", group.first)))?;
+            // The first step of a group stands for all of it.
+            marks[group.first + 1..].fill(lowering.launches.len());
         }
-        Ok(lowering)
+        Ok((Program { launches: lowering.launches, marks }, lowering.scratch_bytes))
     }
 
-    /// Runs and leaves the outputs in the staging memory.
-    fn execute(&mut self, rows: usize, inputs: &[Input<'_>]) -> Result<()> {
-        let Some(arena) = &mut self.arena else { return Err(Error::usage("nothing reserved")) };
-        arena.stage(inputs);
-        // A number of rows that comes back is worth a graph; one that does not is queued once.
-        match arena.recorded.get(&rows) {
-            Some(Recorded::Graph(graph)) => {
-                graph.0.launch().map_err(|e| failed("graph launch", e))?;
-            }
-            Some(Recorded::Once) => {
-                let graph = capture(&self.stream, || arena.queue(&self.graph, &self.stream, rows))?;
-                graph.0.launch().map_err(|e| failed("graph launch", e))?;
-                arena.recorded.insert(rows, Recorded::Graph(graph));
-            }
-            None => {
-                arena.queue(&self.graph, &self.stream, rows)?;
-                if arena.recorded.len() < MAX_GRAPHS {
-                    arena.recorded.insert(rows, Recorded::Once);
-                }
-            }
-        }
-        self.stream.synchronize().map_err(|e| failed("the run failed", e))?;
-        self.gpu.context.check_err().map_err(|e| failed("the run failed", e))
-    }
-}
-
-impl Arena {
-    /// Copies the inputs of a run into the staging memory.
-    fn stage(&mut self, inputs: &[Input<'_>]) {
-        let base = self.memory.start();
-        for (input, &address) in inputs.iter().zip(&self.memory.inputs) {
-            let from: &[u8] = match input {
-                Input::Pixels(v) => v,
-                Input::Values(v) => bytemuck::cast_slice(v),
-            };
-            self.staging.bytes()[(address - base) as usize..][..from.len()].copy_from_slice(from);
+    fn trial<'a>(&'a self, memory: &'a Memory, device: &'a Buffer) -> Trial<'a> {
+        Trial {
+            gpu: &self.gpu,
+            streams: &self.streams,
+            graph: &self.graph,
+            plan: &self.plan,
+            groups: &self.groups,
+            packed: &self.packed,
+            choice: &self.choice,
+            memory,
+            device,
         }
     }
 
-    /// Queues the copies in, the launches and the copies out. `rows` is at least 1 and at most the
-    /// capacity.
-    fn queue(&mut self, graph: &Graph, stream: &CudaStream, rows: usize) -> Result<()> {
-        let base = self.memory.start();
-        let bytes = |id| {
-            let shape: Shape = graph.shape(id);
-            let number = if matches!(shape, Shape::Pixels { .. }) { 1 } else { 4 };
-            shape.len() * if shape.is_bag() { 1 } else { rows } * number
-        };
-        for (&id, &address) in graph.inputs.iter().zip(&self.memory.inputs) {
-            let slot = &self.staging.bytes()[(address - base) as usize..][..bytes(id)];
-            // SAFETY: the layout gives the input this many bytes on both sides, and the staging
-            // memory is not touched before the stream has passed.
-            unsafe { result::memcpy_htod_async(address, slot, stream.cu_stream()) }
-                .map_err(|e| failed("input", e))?;
+    /// Makes an arena for `rows` rows.
+    fn arena(&self, rows: usize) -> Result<Arena> {
+        let what = format!("activations of {rows} rows");
+        // Once for the work space, once more with it. What cannot fit is refused before any kernel
+        // is compiled for it.
+        let layout = self.layout(rows, 0, 0)?;
+        self.gpu.check_room(layout.bytes, &what)?;
+        let (_, scratch_bytes) = self.lower(&layout.lanes[0], &self.choice)?;
+        let device = Buffer::new(&self.gpu, self.layout(rows, scratch_bytes, 0)?.bytes, &what)?;
+        let layout = self.layout(rows, scratch_bytes, device.address)?;
+        let mut choice = self.choice.clone();
+        // A bag has another size every time: nothing learnt from one helps the next.
+        if layout.lanes.len() > 1 {
+            choice.picks = self.trial(&layout.lanes[0], &device).picks()?;
         }
-        for launch in &mut self.launches {
-            // SAFETY: `rows` is within the capacity the addresses were laid out for.
-            unsafe { launch.queue(stream, rows) }?;
+        let lanes = layout.lanes.into_iter().map(|memory| {
+            let (program, _) = self.lower(&memory, &choice)?;
+            Lane::new(&self.gpu, memory, program, layout.results)
+        });
+        let lanes = lanes.collect::<Result<_>>()?;
+        Ok(Arena { capacity: rows, lanes, oldest: 0, under_way: 0, _device: device })
+    }
+
+    /// Refuses to work after a device error, and work for which there is no room.
+    fn check(&self, rows: usize, free_lanes: bool) -> Result<()> {
+        let name = &self.graph.name;
+        if let Some(why) = &self.broken {
+            return Err(Error::device(format!("{name}: failed before: {why}")));
         }
-        for (&id, &address) in graph.outputs.iter().zip(&self.memory.outputs) {
-            let slot = &mut self.staging.bytes()[(address - base) as usize..][..bytes(id)];
-            // SAFETY: as above.
-            unsafe { result::memcpy_dtoh_async(slot, address, stream.cu_stream()) }
-                .map_err(|e| failed("output", e))?;
+        let room = self.max_rows();
+        if rows > room {
+            return Err(Error::usage(format!("{name}: {rows} rows, room for {room}")));
+        }
+        let under_way = self.arena.as_ref().map_or(0, |a| a.under_way);
+        if free_lanes && under_way > 0 {
+            return Err(Error::usage(format!("{name}: {under_way} batches are under way")));
         }
         Ok(())
     }
+
+    /// Ends the session after an error of the device.
+    fn ended<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        outcome.map_err(|error| {
+            // Nothing may still be copying from or to host memory when it is freed.
+            self.streams.settle();
+            self.broken = Some(error.to_string());
+            error.context(self.graph.name.clone())
+        })
+    }
+
+    /// One batch from start to end on the first lane.
+    fn execute(
+        &mut self,
+        rows: usize,
+        inputs: &[Input<'_>],
+        outputs: &mut [&mut [f32]],
+        seconds: Option<&mut [f64]>,
+    ) -> Result<()> {
+        check_run(&self.graph, rows, inputs, outputs)?;
+        self.check(rows, true)?;
+        let Some(arena) = self.arena.as_mut().filter(|_| rows > 0) else { return Ok(()) };
+        self.gpu.bind()?;
+        let bytes = inputs.iter().map(|input| match *input {
+            Input::Pixels(v) => v,
+            Input::Values(v) => bytemuck::cast_slice(v),
+        });
+        let (lane, graph, streams) = (&mut arena.lanes[0], &self.graph, &self.streams);
+        let started = match seconds {
+            // SAFETY: the sizes were checked, and the caller's slices are borrowed until this
+            // returns; after an error the streams settle first.
+            None => unsafe { lane.start(streams, graph, rows, bytes) },
+            // SAFETY: as above.
+            Some(s) => unsafe { lane.start_timed(streams, graph, rows, bytes, s) },
+        };
+        let finished = started.and_then(|()| lane.finish(outputs).map(drop));
+        let finished = finished
+            .and_then(|()| self.gpu.context.check_err().map_err(|e| failed("the run failed", e)));
+        self.ended(finished)
+    }
 }
 
-/// Records what `queue` puts on the stream instead of running it.
-fn capture(stream: &Arc<CudaStream>, queue: impl FnOnce() -> Result<()>) -> Result<Graphed> {
-    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    stream.begin_capture(mode).map_err(|e| failed("graph capture", e))?;
-    let queued = queue();
-    let graph = stream.end_capture(CUgraphInstantiate_flags(0));
-    queued?;
-    let graph = graph.map_err(|e| failed("graph capture", e))?;
-    graph.map(Graphed).ok_or_else(|| Error::device("graph capture gave no graph"))
+impl Drop for CudaSession {
+    fn drop(&mut self) {
+        if self.arena.as_ref().is_some_and(|a| a.under_way > 0) && self.gpu.bind().is_ok() {
+            self.streams.settle();
+        }
+    }
 }
 
 impl Session for CudaSession {
     fn max_rows(&self) -> usize {
-        self.arena.as_ref().map_or(0, |a| a.memory.capacity)
+        self.arena.as_ref().map_or(0, |a| a.capacity)
     }
 
     fn reserve(&mut self, rows: usize) -> Result<()> {
-        if rows <= self.max_rows() && self.arena.is_some() {
+        if rows <= self.max_rows() {
             return Ok(());
         }
+        self.check(0, true)?;
         self.gpu.bind()?;
-        // Once for the work space, once more with it.
-        let (memory, _) = self.layout(rows, 0, 0)?;
-        let scratch_bytes = self.lower(&memory, true)?.scratch_bytes;
-        let (_, bytes) = self.layout(rows, scratch_bytes, 0)?;
         // The old arena goes first: both together may not fit.
         self.arena = None;
-        let device = Buffer::new(&self.gpu, bytes, &format!("activations of {rows} rows"))?;
-        let (memory, _) = self.layout(rows, scratch_bytes, device.address)?;
-        let outside = (memory.rows - device.address) as usize;
-        let staging = Pinned::new(&self.gpu, outside)?;
-        let launches = self.lower(&memory, false)?.launches;
-        self.arena =
-            Some(Arena { memory, launches, recorded: HashMap::new(), staging, _device: device });
+        self.arena = Some(self.arena(rows)?);
         Ok(())
     }
 
     fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()> {
-        if let Some(why) = &self.broken {
-            return Err(Error::device(format!("{}: failed before: {why}", self.graph.name)));
+        self.execute(rows, inputs, outputs, None)
+    }
+
+    fn run_timed(
+        &mut self,
+        rows: usize,
+        inputs: &[Input<'_>],
+        outputs: &mut [&mut [f32]],
+        seconds: &mut [f64],
+    ) -> Result<bool> {
+        self.execute(rows, inputs, outputs, Some(seconds)).map(|()| true)
+    }
+
+    fn overlapped(&mut self) -> Option<&mut dyn Overlapped> {
+        (self.lane_count() > 1).then_some(self)
+    }
+}
+
+impl Overlapped for CudaSession {
+    fn lanes(&mut self) -> usize {
+        self.lane_count()
+    }
+
+    fn lend(&mut self, bytes: usize) -> Result<HostMemory> {
+        Ok(Box::new(Pinned::new(&self.gpu, bytes)?))
+    }
+
+    fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
+        self.check(rows, false)?;
+        let bytes: usize =
+            self.graph.inputs.iter().map(|&id| outside_bytes(&self.graph, id, rows)).sum();
+        if rows == 0 || bytes > pixels.len() {
+            let (name, given) = (&self.graph.name, pixels.len());
+            return Err(Error::usage(format!("{name}: {given} bytes of pixels for {rows} rows")));
         }
-        check_run(&self.graph, rows, inputs, outputs)?;
-        if rows > self.max_rows() {
-            let (name, room) = (&self.graph.name, self.max_rows());
-            return Err(Error::usage(format!("{name}: {rows} rows, room for {room}")));
-        }
-        if rows == 0 {
-            return Ok(());
+        let Some(arena) = &mut self.arena else { return Err(Error::usage("nothing reserved")) };
+        if arena.under_way == arena.lanes.len() {
+            return Err(Error::usage(format!("{}: every lane is taken", self.graph.name)));
         }
         self.gpu.bind()?;
-        if let Err(error) = self.execute(rows, inputs) {
-            // Nothing may still be writing to the staging memory when it is freed.
-            let _ = self.stream.synchronize();
-            self.broken = Some(error.to_string());
-            return Err(error.context(self.graph.name.clone()));
+        let next = (arena.oldest + arena.under_way) % arena.lanes.len();
+        arena.under_way += 1;
+        let lane = &mut arena.lanes[next];
+        let submitted = lane.submit(&self.streams, &self.graph, rows, bytes, pixels);
+        self.ended(submitted)
+    }
+
+    fn collect(&mut self, outputs: &mut [&mut [f32]]) -> Result<HostMemory> {
+        self.check(0, false)?;
+        let idle = || Error::usage("no batch is under way");
+        let arena = self.arena.as_mut().filter(|a| a.under_way > 0).ok_or_else(idle)?;
+        let lane = &mut arena.lanes[arena.oldest];
+        let rows = lane.rows().ok_or_else(idle)?;
+        let wanted = self.graph.outputs.iter().map(|&id| outside_bytes(&self.graph, id, rows));
+        if !wanted.eq(outputs.iter().map(|o| size_of_val(*o))) {
+            let name = &self.graph.name;
+            return Err(Error::usage(format!("{name}: outputs of another size than {rows} rows")));
         }
-        let Some(Arena { memory, staging, .. }) = &mut self.arena else { return Ok(()) };
-        let base = memory.start();
-        for (output, &address) in outputs.iter_mut().zip(&memory.outputs) {
-            let bytes = &staging.bytes()[(address - base) as usize..][..size_of_val(*output)];
-            bytemuck::cast_slice_mut::<f32, u8>(output).copy_from_slice(bytes);
-        }
-        Ok(())
+        self.gpu.bind()?;
+        let finished = lane.finish(outputs);
+        arena.oldest = (arena.oldest + 1) % arena.lanes.len();
+        arena.under_way -= 1;
+        let finished = finished.and_then(|pixels| {
+            self.gpu.context.check_err().map_err(|e| failed("the run failed", e))?;
+            pixels.ok_or_else(idle)
+        });
+        self.ended(finished)
     }
 }
 
