@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::decode::Kernel;
 use crate::exec::async_copy::Copies;
 use crate::exec::mbarrier::Mbarrier;
+use crate::exec::tensor::Stores;
 use crate::exec::wgmma::{Queue, Warpgroup};
 use crate::exec::{ReduceOp, Reduction};
 use crate::fault::{Fault, Outcome};
@@ -164,6 +165,12 @@ pub struct BlockState {
     pub barriers: [NamedBarrier; 16],
     /// Products in flight, per warpgroup.
     pub warpgroups: Vec<Warpgroup>,
+    /// Registers that no warp holds.
+    pub free_registers: u32,
+    /// For each agent, when it last reached into this block from another of the cluster.
+    pub reached: Vec<u32>,
+    /// What the warps that have exited had seen.
+    pub left: Snapshot,
 }
 
 /// Blocks that run together and what orders their warps.
@@ -206,8 +213,10 @@ pub struct WarpState {
     pub index: usize,
     /// Block in its cluster.
     pub rank: usize,
-    /// Marks of the groups of bulk copies in flight.
-    pub bulk_groups: Vec<u32>,
+    /// Bulk copies from shared to global memory in flight.
+    pub stores: Stores,
+    /// Registers of each thread, where `setmaxnreg` may change them.
+    pub register_count: Option<u32>,
     /// Phase of the cluster barrier the warp has arrived for.
     pub cluster_phase: u32,
 }
@@ -256,6 +265,18 @@ impl Lanes<'_> {
         Accessor { warp: self.agent(), lane, via: Via::Thread }
     }
 
+    /// Notes that this warp, or its engine, reaches into another block: that block must outlive it.
+    pub fn reach(&mut self, rank: usize, via: Via) {
+        if rank == self.warp.rank {
+            return;
+        }
+        let agent = Accessor { warp: self.agent(), lane: 0, via }.agent(&self.cluster.clocks);
+        let clock = self.cluster.clocks.now(agent);
+        let reached = &mut self.cluster.blocks[rank].reached;
+        reached.resize(reached.len().max(agent + 1), 0);
+        reached[agent] = clock;
+    }
+
     /// The block and the offset that a shared address means.
     pub fn locate(&self, address: u32) -> Result<(usize, u32), String> {
         match (address >> RANK_SHIFT) as usize {
@@ -300,6 +321,7 @@ impl Lanes<'_> {
             Space::Shared => {
                 let who = self.accessor(lane);
                 let (rank, offset) = at_lane(lane, self.locate(address as u32))?;
+                self.reach(rank, Via::Thread);
                 let shared = &mut self.cluster.blocks[rank].shared;
                 let bytes = at_lane(lane, shared.read(&self.cluster.clocks, who, offset, size))?;
                 unpack(bytes, element, out);
@@ -359,6 +381,7 @@ impl Lanes<'_> {
             Space::Shared => {
                 let who = self.accessor(lane);
                 let (rank, offset) = at_lane(lane, self.locate(address as u32))?;
+                self.reach(rank, Via::Thread);
                 let mut bytes = [0; 32];
                 pack(values, element, &mut bytes);
                 let shared = &mut self.cluster.blocks[rank].shared;

@@ -22,6 +22,8 @@ pub struct Kernel {
     pub local: usize,
     /// Upper bound on threads per block, from `.maxntid` or `.reqntid`.
     pub max_threads: Option<u32>,
+    /// Blocks that one multiprocessor must hold, from `.minnctapersm`.
+    pub min_blocks: Option<u32>,
     /// `.reqnctapercluster`.
     pub cluster: Option<[u32; 3]>,
     /// Blocks may see each other's results through global memory, so they run in order.
@@ -68,6 +70,7 @@ impl Kernel {
             static_shared: text.static_shared,
             local: text.local,
             max_threads: text.max_threads,
+            min_blocks: text.min_blocks,
             cluster: text.cluster,
             ordered_blocks: text.statements.iter().any(global_atomic),
         })

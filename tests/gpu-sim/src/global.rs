@@ -7,6 +7,9 @@ use std::sync::{Arc, RwLock};
 
 /// Address bits of one allocation; the bits above select it.
 const SLOT_BITS: u32 = 36;
+/// Allocations a device may make in all; those of the next device are numbered on from there, so
+/// that an address tells its device and another device does not know it.
+const SLOTS: usize = 1 << 20;
 
 /// Bytes that start at an 8-byte boundary and may be accessed from several threads.
 struct Bytes {
@@ -149,6 +152,7 @@ impl Allocation {
 /// The allocations of a device at one moment.
 #[derive(Clone, Default)]
 pub struct View {
+    first: usize,
     slots: Vec<Option<Arc<Allocation>>>,
 }
 
@@ -161,7 +165,7 @@ impl View {
     pub fn find(&self, address: u64, size: usize) -> Result<(&Arc<Allocation>, usize), String> {
         let slot = (address >> SLOT_BITS) as usize;
         let offset = (address & ((1 << SLOT_BITS) - 1)) as usize;
-        match self.slots.get(slot) {
+        match self.slots.get(slot.wrapping_sub(self.first)) {
             Some(Some(allocation)) if offset + size <= allocation.size() => {
                 Ok((allocation, offset))
             }
@@ -198,28 +202,29 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Memory of `capacity` bytes.
-    pub fn new(capacity: u64) -> DeviceMemory {
-        let view = View { slots: vec![None] };
+    /// Memory of `capacity` bytes of a device.
+    pub fn new(capacity: u64, device: usize) -> DeviceMemory {
+        let view = View { first: device * SLOTS, slots: vec![None] };
         DeviceMemory { view: RwLock::new(view), used: AtomicU64::new(0), capacity }
     }
 
     /// Allocates `size` bytes; the address is a multiple of 2^36. `None`: out of memory.
     pub fn allocate(&self, size: usize) -> Option<u64> {
         let mut view = self.view.write().unwrap_or_else(|e| e.into_inner());
-        if size as u64 > self.capacity - self.used.load(Relaxed) || size >= 1 << SLOT_BITS {
+        let full = size as u64 > self.capacity - self.used.load(Relaxed);
+        if full || size >= 1 << SLOT_BITS || view.slots.len() == SLOTS {
             return None;
         }
         self.used.fetch_add(size as u64, Relaxed);
         let allocation = Allocation { data: Bytes::zeroed(size), written: Bytes::zeroed(size) };
         view.slots.push(Some(Arc::new(allocation)));
-        Some((view.slots.len() as u64 - 1) << SLOT_BITS)
+        Some(((view.first + view.slots.len()) as u64 - 1) << SLOT_BITS)
     }
 
     /// Frees an allocation by its first address; `false` if there is none.
     pub fn free(&self, address: u64) -> bool {
         let mut view = self.view.write().unwrap_or_else(|e| e.into_inner());
-        let slot = (address >> SLOT_BITS) as usize;
+        let slot = ((address >> SLOT_BITS) as usize).wrapping_sub(view.first);
         let at_start = address & ((1 << SLOT_BITS) - 1) == 0;
         match view.slots.get_mut(slot).filter(|_| at_start).and_then(Option::take) {
             Some(allocation) => {
@@ -256,7 +261,7 @@ mod tests {
 
     #[test]
     fn ranges_flags_and_bounds() {
-        let memory = DeviceMemory::new(1 << 20);
+        let memory = DeviceMemory::new(1 << 20, 0);
         let address = memory.allocate(21).unwrap();
         let (a, _) = memory.find(address, 21).unwrap();
         a.write(3, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
@@ -274,8 +279,17 @@ mod tests {
     }
 
     #[test]
+    fn devices_do_not_know_each_others_addresses() {
+        let [a, b] = [0, 1].map(|device| DeviceMemory::new(1 << 20, device));
+        let (of_a, of_b) = (a.allocate(16).unwrap(), b.allocate(16).unwrap());
+        assert!(a.find(of_a, 16).is_ok() && b.find(of_b, 16).is_ok());
+        assert!(a.find(of_b, 16).is_err() && b.find(of_a, 16).is_err());
+        assert!(!a.free(of_b) && a.free(of_a) && b.free(of_b));
+    }
+
+    #[test]
     fn copies_keep_the_flags() {
-        let memory = DeviceMemory::new(1 << 20);
+        let memory = DeviceMemory::new(1 << 20, 0);
         let (a, b) = (memory.allocate(16).unwrap(), memory.allocate(16).unwrap());
         let (a, b) = (memory.find(a, 16).unwrap().0, memory.find(b, 16).unwrap().0);
         a.write(0, &[7; 4]);

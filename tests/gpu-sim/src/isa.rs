@@ -308,6 +308,8 @@ pub struct KernelText {
     pub local: usize,
     /// `.maxntid` or `.reqntid`, as a thread count.
     pub max_threads: Option<u32>,
+    /// `.minnctapersm`.
+    pub min_blocks: Option<u32>,
     /// `.reqnctapercluster`.
     pub cluster: Option<[u32; 3]>,
 }
@@ -326,6 +328,8 @@ pub struct Variable {
 /// A parsed PTX module.
 #[derive(Clone, Debug, Default)]
 pub struct Module {
+    /// `.version`, for example `(8, 8)`.
+    pub version: (u32, u32),
     /// `.target`, for example `sm_90a`.
     pub target: String,
     /// Kernels in order.

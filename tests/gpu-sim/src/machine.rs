@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::block::{BlockState, Checks, ClusterBarrier, ClusterState, Launch, WarpState};
 use crate::decode::Kernel;
+use crate::exec::budget;
+use crate::exec::mbarrier::Mbarrier;
 use crate::fault::{Fault, LANES};
 use crate::global::View;
 use crate::isa::{Place, Special};
@@ -230,6 +232,9 @@ impl Cluster {
             mbarriers: Default::default(),
             barriers: Default::default(),
             warpgroups: Vec::new(),
+            free_registers: 0,
+            reached: Vec::new(),
+            left: Vec::new(),
         };
         let warp = |n: usize| {
             let (rank, index) = (n / warps_per_block, n % warps_per_block);
@@ -240,7 +245,8 @@ impl Cluster {
                 products: Default::default(),
                 index,
                 rank,
-                bulk_groups: Vec::new(),
+                stores: Default::default(),
+                register_count: None,
                 cluster_phase: 0,
             };
             Warp::new(state, threads - index * LANES)
@@ -274,6 +280,9 @@ impl Cluster {
             block.warpgroups.clear();
             let groups = self.state.warps_per_block.div_ceil(4);
             block.warpgroups.resize_with(groups, Default::default);
+            block.free_registers = 0;
+            block.reached.clear();
+            block.left.clear();
         }
         for warp in &mut self.warps {
             warp.restart();
@@ -282,7 +291,8 @@ impl Cluster {
             state.local.fill(0xff);
             state.copies = Default::default();
             state.products = Default::default();
-            state.bulk_groups.clear();
+            state.stores = Default::default();
+            state.register_count = budget::at_launch(launch.kernel);
             state.cluster_phase = 0;
             let ctaid = self.state.blocks[state.rank].ctaid;
             set_specials(state, launch, ctaid, cluster);
@@ -317,14 +327,43 @@ impl Cluster {
         }
     }
 
-    /// The warps of a warpgroup must have issued the same `wgmma` operations.
+    /// The warps of a warpgroup must have issued the same `wgmma` operations and hold as many registers,
+    /// and a block must have outlived all that others of the cluster did to it.
     fn finish(&self, launch: &Launch<'_>) -> Result<(), LaunchError> {
         let per_block = self.state.warps_per_block;
+        let fail = |w: usize, message: String| {
+            Err(self.error(launch, w, launch.kernel.code.len() - 1, &Fault::warp(message)))
+        };
         for (w, warp) in self.warps.iter().enumerate() {
             let first = w / per_block * per_block + w % per_block / 4 * 4;
-            if warp.state.products.issued() != self.warps[first].state.products.issued() {
-                let fault = Fault::warp("the warps of a warpgroup issued different wgmma");
-                return Err(self.error(launch, w, launch.kernel.code.len() - 1, &fault));
+            let (own, other) = (&warp.state, &self.warps[first].state);
+            if own.products.issued() != other.products.issued() {
+                return fail(w, "the warps of a warpgroup issued different wgmma".into());
+            }
+            if own.register_count != other.register_count {
+                return fail(w, "the warps of a warpgroup changed setmaxnreg differently".into());
+            }
+        }
+        for (rank, block) in self.state.blocks.iter().enumerate() {
+            let partial = |(at, b): (&u32, &Mbarrier)| b.partial().map(|(n, of)| (*at, n, of));
+            if let Some((at, arrived, of)) = block.mbarriers.iter().find_map(partial) {
+                let message = format!(
+                    "mbarrier at shared address {at} of block {rank} ends in the middle of a phase: \
+                     {arrived} of {of} arrivals"
+                );
+                return fail(rank * per_block, message);
+            }
+            let late = |agent: &usize| {
+                block.reached[*agent] > block.left.get(*agent).copied().unwrap_or(0)
+            };
+            if let Some(agent) = (0..block.reached.len()).find(late) {
+                let (by, warps) = (agent % self.warps.len(), self.warps.len());
+                let what = if agent < warps { "reached" } else { "copied" };
+                let message = format!(
+                    "warp {by} of the cluster {what} into block {rank} with nothing that kept that \
+                     block from ending before (barrier.cluster)"
+                );
+                return fail(by, message);
             }
         }
         Ok(())

@@ -91,9 +91,9 @@ impl Clocks {
         warp == other || clock <= self.seen[warp][other]
     }
 
-    /// The warp's own clock.
-    pub fn now(&self, warp: usize) -> u32 {
-        self.now[warp]
+    /// An agent's own clock.
+    pub fn now(&self, agent: usize) -> u32 {
+        self.now[agent]
     }
 }
 
@@ -120,7 +120,8 @@ pub enum Via {
 }
 
 impl Accessor {
-    fn agent(self, clocks: &Clocks) -> usize {
+    /// Number of the agent that the access counts as.
+    pub fn agent(self, clocks: &Clocks) -> usize {
         if self.via == Via::Engine { clocks.warps + self.warp } else { self.warp }
     }
 }

@@ -142,6 +142,11 @@ impl TensorMap {
         (map.rank >= 1 && map.rank <= MAX_RANK).then_some(map)
     }
 
+    /// Elements of a box that are taken along an axis (tiled mode).
+    pub fn extent(&self, axis: usize) -> u32 {
+        u32::from(self.box_dims[axis]).div_ceil(u32::from(self.element_strides[axis].max(1)))
+    }
+
     /// Address of an element, or `None` outside the tensor.
     pub fn address(&self, at: &[i64]) -> Option<u64> {
         let inside = at.iter().zip(&self.dims).all(|(c, d)| *c >= 0 && *c < i64::from(*d));

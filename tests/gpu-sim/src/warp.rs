@@ -129,9 +129,10 @@ impl Warp {
                 self.spinning = Some(lane);
             }
         }
+        // A warp that ends is progress too: others may have waited for what it did last.
         Ok(match (self.splits.is_empty(), self.executed > before) {
-            (true, _) => Turn::Done,
-            (false, true) => Turn::Progress,
+            (_, true) => Turn::Progress,
+            (true, false) => Turn::Done,
             (false, false) => Turn::Stuck,
         })
     }
@@ -300,7 +301,7 @@ impl Warp {
             }
             Action::Branch(target) => Ok(self.branch(index, active, *target)),
             Action::BranchIndexed(source, targets) => self.branch_indexed(index, *source, targets),
-            Action::Exit => Ok(self.exit(index, active, cluster)),
+            Action::Exit => self.exit(index, active, cluster),
             Action::Barrier(barrier) => self.barrier(index, barrier, active, cluster, launch),
             Action::Trap if active == 0 => Ok(Step::Next),
             Action::Trap => Err(Fault::lane(active.trailing_zeros() as usize, "trap")),
@@ -373,8 +374,22 @@ impl Warp {
         Ok(Step::Reschedule)
     }
 
-    fn exit(&mut self, index: usize, active: u32, cluster: &mut ClusterState) -> Step {
+    fn exit(&mut self, index: usize, active: u32, cluster: &mut ClusterState) -> Outcome<Step> {
+        if active & self.state.stores.lanes() != 0 {
+            let message = "a bulk store may still read shared memory when its thread exits";
+            return Err(Fault::lane(
+                (active & self.state.stores.lanes()).trailing_zeros() as usize,
+                message,
+            ));
+        }
+        if self.state.products.in_flight() {
+            return Err(Fault::warp("a wgmma is in flight when its warp exits"));
+        }
         self.live &= !active;
+        if self.live == 0 {
+            let agent = self.state.rank * cluster.warps_per_block + self.state.index;
+            cluster.clocks.release(agent, &mut cluster.blocks[self.state.rank].left);
+        }
         cluster.live_threads -= active.count_ones();
         cluster.settle_barrier();
         let split = &mut self.splits[index];
@@ -383,7 +398,7 @@ impl Warp {
         if split.mask == 0 {
             self.splits.swap_remove(index);
         }
-        Step::Reschedule
+        Ok(Step::Reschedule)
     }
 
     /// All live lanes of the warp arrive together. Threads that have exited never arrive: CUDA

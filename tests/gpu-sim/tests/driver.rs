@@ -246,6 +246,35 @@ fn memory_runs_out_and_comes_back() {
 }
 
 #[test]
+fn an_allocation_fails_on_demand() {
+    in_child("an_allocation_fails_on_demand", &[("GPU_SIM_FAIL_ALLOC", "2")], || {
+        let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+        let _first = stream.alloc_zeros::<u8>(16).unwrap();
+        let second = stream.alloc_zeros::<u8>(16).unwrap_err();
+        assert_eq!(second.0, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        stream.alloc_zeros::<u8>(16).unwrap();
+    });
+}
+
+#[test]
+fn memory_of_another_device_is_out_of_reach() {
+    let two = [("GPU_SIM_DEVICES", "2")];
+    let said = in_child("memory_of_another_device_is_out_of_reach", &two, || {
+        let [a, b] = [0, 1].map(|ordinal| CudaContext::new(ordinal).unwrap());
+        b.bind_to_thread().unwrap();
+        // SAFETY: the context is current.
+        let address = unsafe { cudarc::driver::result::malloc_sync(16) }.unwrap();
+        // SAFETY: the buffer was just allocated with this size.
+        let copy =
+            |bytes: &[u8]| unsafe { cudarc::driver::result::memcpy_htod_sync(address, bytes) };
+        copy(&[7; 16]).unwrap();
+        a.bind_to_thread().unwrap();
+        assert!(copy(&[7; 16]).is_err());
+    });
+    assert!(said.is_none_or(|text| text.contains("not device memory")));
+}
+
+#[test]
 fn the_library_exports_what_programs_look_up() {
     let path: &Path = &library();
     // SAFETY: loading runs no code of its own.
@@ -256,4 +285,112 @@ fn the_library_exports_what_programs_look_up() {
         let found = unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes_with_nul()) };
         assert!(found.is_ok(), "{name}");
     }
+}
+
+/// An FP16 image of 64 channels, 30 x 20 pixels, 2 images, as im2col; what differs is given.
+fn image(
+    pitch: u64,
+    [lower, upper]: [[i32; 2]; 2],
+    [channels, pixels]: [u32; 2],
+    stride: u32,
+) -> CUresult {
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    // SAFETY: arrays of the lengths that rank 4 asks for, which outlive the call.
+    unsafe {
+        sys::cuTensorMapEncodeIm2col(
+            &mut map,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            4,
+            0x10000 as *mut _,
+            [64, 30, 20, 2].as_ptr(),
+            [pitch, pitch * 30, pitch * 600].as_ptr(),
+            lower.as_ptr(),
+            upper.as_ptr(),
+            channels,
+            pixels,
+            [1, stride, stride, 1].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    }
+}
+
+#[test]
+fn tensor_maps_beyond_the_limits_are_refused() {
+    let environment = [("GPU_SIM_CC", "9.0")];
+    let said = in_child("tensor_maps_beyond_the_limits_are_refused", &environment, || {
+        let _context = CudaContext::new(0).unwrap();
+        let (good, bad) = (CUresult::CUDA_SUCCESS, CUresult::CUDA_ERROR_INVALID_VALUE);
+        let corners = [[-1, -1], [-1, -1]];
+        assert_eq!(image(128, corners, [64, 128], 2), good);
+        assert_eq!(image(128, [[-128, 0], [127, 0]], [64, 1024], 8), good);
+        assert_eq!(image(120, corners, [64, 128], 1), bad);
+        assert_eq!(image(128, [[-129, 0], [0, 0]], [64, 128], 1), bad);
+        assert_eq!(image(128, [[0, 0], [0, 128]], [64, 128], 1), bad);
+        assert_eq!(image(128, [[0, 0], [-30, 0]], [64, 128], 1), bad);
+        assert_eq!(image(128, corners, [128, 128], 1), bad);
+        assert_eq!(image(128, corners, [0, 128], 1), bad);
+        assert_eq!(image(128, corners, [64, 1025], 1), bad);
+        assert_eq!(image(128, corners, [64, 128], 9), bad);
+        assert_eq!(image(128, corners, [64, 128], 0), bad);
+    });
+    if let Some(said) = said {
+        assert_eq!(said.matches("tensor map refused").count(), 9, "{said}");
+    }
+}
+
+fn launch_in_clusters(stream: &CudaStream, grid: u32, cluster: [u32; 3]) -> CUresult {
+    let text = CString::new(common::fixture("hopper")).unwrap();
+    // SAFETY: the text ends in a NUL, and the function is used while the module is loaded.
+    let function = unsafe {
+        let module = cudarc::driver::result::module::load_data(text.as_ptr().cast()).unwrap();
+        cudarc::driver::result::module::get_function(module, c"exchange".into())
+    };
+    let [x, y, z] = cluster;
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+        },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: grid,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: 32,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: 0,
+        hStream: stream.cu_stream(),
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    let mut places = [0u64; 2];
+    let mut arguments = [0, 1].map(|i| (&raw mut places[i]).cast());
+    // SAFETY: as many arguments as the kernel takes; nothing waits for a launch that is refused.
+    unsafe {
+        sys::cuLaunchKernelEx(
+            &config,
+            function.unwrap(),
+            arguments.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    }
+}
+
+#[test]
+fn clusters_must_divide_the_grid_and_fit() {
+    in_child("clusters_must_divide_the_grid_and_fit", &[("GPU_SIM_CC", "9.0")], || {
+        let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+        let bad = CUresult::CUDA_ERROR_INVALID_VALUE;
+        assert_eq!(launch_in_clusters(&stream, 5, [2, 1, 1]), bad);
+        assert_eq!(launch_in_clusters(&stream, 6, [0, 1, 1]), bad);
+        assert_eq!(
+            launch_in_clusters(&stream, 32, [16, 1, 1]),
+            CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE
+        );
+    });
 }

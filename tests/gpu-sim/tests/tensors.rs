@@ -3,7 +3,7 @@
 #[macro_use]
 mod common;
 
-use common::{Device, integers, line};
+use common::{Device, fixture, integers, line};
 use gpu_sim::machine::{LaunchError, Shape};
 use gpu_sim::tensor_map::{Im2col, Swizzle, TensorMap};
 use half::f16;
@@ -82,7 +82,10 @@ fn im2col_takes_the_pixels_of_a_filter_tap() {
 }
 
 fn store(name: &str) -> Result<(), LaunchError> {
-    let device = Device::new(name);
+    store_on(&Device::new(name))
+}
+
+fn store_on(device: &Device) -> Result<(), LaunchError> {
     let x = halves(&integers(64 * 64, -99, 99));
     // The tensor ends before the second tile does.
     let rows = 50;
@@ -148,4 +151,13 @@ fn one_copy_feeds_a_cluster() {
     let want: Vec<i32> =
         (0..6 * 32).map(|i| x[i / 64 * 32 + i % 32] + (i as i32 / 32 % 2) * 1000).collect();
     assert_eq!(device.read::<i32>(out, 6 * 32), want);
+}
+
+#[test]
+fn a_store_that_nobody_waits_for_is_found() {
+    // Both tiles, the second with no wait before the thread ends.
+    let text = fixture("tensors");
+    let (before, after) = text.rsplit_once("cp.async.bulk.wait_group.read 0;").unwrap();
+    let error = store_on(&Device::from_text(&format!("{before}{after}")).unwrap()).unwrap_err();
+    assert!(error.message.contains("when its thread exits"), "{error}");
 }

@@ -27,6 +27,11 @@ pub fn current() -> usize {
     CURRENT.with(Cell::get).top
 }
 
+/// The ordinal of the current device, the first when there is no context.
+pub fn current_device() -> usize {
+    current().saturating_sub(CONTEXT)
+}
+
 fn device(ordinal: c_int) -> Driven<c_int> {
     let count = state().config.devices;
     if (0..count).contains(&ordinal) { Ok(ordinal) } else { Err(status::INVALID_DEVICE) }
@@ -39,7 +44,8 @@ pub extern "C" fn cuInit(_flags: c_uint) -> Status {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDriverGetVersion(version: Out<c_int>) -> Status {
-    call(|| version.set(12_090))
+    let (major, minor) = state().config.driver;
+    call(|| version.set(1000 * major + 10 * minor))
 }
 
 #[unsafe(no_mangle)]
@@ -81,8 +87,8 @@ pub extern "C" fn cuDeviceGetUuid(uuid: Out<u8>, dev: c_int) -> Status {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDeviceTotalMem_v2(bytes: Out<usize>, dev: c_int) -> Status {
     call(|| {
-        device(dev)?;
-        bytes.set(state().memory.info().1 as usize)
+        let ordinal = device(dev)? as usize;
+        bytes.set(state().memory(ordinal).info().1 as usize)
     })
 }
 

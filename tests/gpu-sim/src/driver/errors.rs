@@ -19,6 +19,10 @@ fn describe(code: Status) -> Option<(&'static CStr, &'static CStr)> {
             c"no kernel image is available for execution on the device",
         ),
         status::INVALID_PTX => (c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
+        status::UNSUPPORTED_PTX_VERSION => (
+            c"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+            c"the PTX was made for a newer driver than this",
+        ),
         status::INVALID_HANDLE => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
         status::NOT_FOUND => (c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
         status::NOT_READY => (c"CUDA_ERROR_NOT_READY", c"device not ready"),
@@ -36,6 +40,9 @@ fn describe(code: Status) -> Option<(&'static CStr, &'static CStr)> {
         }
         status::CAPTURED_EVENT => {
             (c"CUDA_ERROR_CAPTURED_EVENT", c"operation not permitted on an event of a capture")
+        }
+        status::INVALID_CLUSTER_SIZE => {
+            (c"CUDA_ERROR_INVALID_CLUSTER_SIZE", c"no cluster of that size fits the device")
         }
         status::UNKNOWN => (c"CUDA_ERROR_UNKNOWN", c"unknown error"),
         _ => return None,

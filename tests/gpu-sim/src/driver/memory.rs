@@ -4,6 +4,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{c_int, c_uint};
 
+use super::device::current_device;
 use super::state::{Handle, State, lock};
 use super::stream::{Work, finish_all, finish_null, run, stream};
 use super::{Driven, HostRange, In, Out, Status, call, status};
@@ -13,7 +14,11 @@ fn allocate(address: &Out<u64>, size: usize) -> Driven {
     if size == 0 {
         return Err(status::INVALID_VALUE);
     }
-    address.set(state.memory.allocate(size).ok_or(status::OUT_OF_MEMORY)?)
+    if state.allocation_fails() {
+        return Err(status::OUT_OF_MEMORY);
+    }
+    let memory = state.memory(current_device());
+    address.set(memory.allocate(size).ok_or(status::OUT_OF_MEMORY)?)
 }
 
 #[unsafe(no_mangle)]
@@ -54,7 +59,11 @@ pub extern "C" fn cuMemFree_v2(address: u64) -> Status {
             return Ok(());
         }
         finish_all(state)?;
-        if state.memory.free(address) { Ok(()) } else { Err(status::INVALID_VALUE) }
+        if state.memory(current_device()).free(address) {
+            Ok(())
+        } else {
+            Err(status::INVALID_VALUE)
+        }
     })
 }
 
@@ -65,7 +74,7 @@ pub extern "C" fn cuMemFreeAsync(address: u64, on: Handle) -> Status {
         if address == 0 {
             return Ok(());
         }
-        state.memory.find(address, 0).map_err(|_| status::INVALID_VALUE)?;
+        state.memory(current_device()).find(address, 0).map_err(|_| status::INVALID_VALUE)?;
         stream(state, on)?.submit(Work::Free { address })
     })
 }
@@ -73,7 +82,7 @@ pub extern "C" fn cuMemFreeAsync(address: u64, on: Handle) -> Status {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) -> Status {
     call(|| {
-        let (left, all) = State::in_context()?.memory.info();
+        let (left, all) = State::in_context()?.memory(current_device()).info();
         free.set(left as usize)?;
         total.set(all as usize)
     })
@@ -122,7 +131,11 @@ pub extern "C" fn cuMemcpyHtoD_v2(to: u64, from: In<u8>, size: usize) -> Status 
     call(|| {
         let state = State::in_context()?;
         finish_null(state)?;
-        run(state, &Work::CopyIn { to, from: HostRange { address: from.address(), size } })
+        run(
+            state,
+            current_device(),
+            &Work::CopyIn { to, from: HostRange { address: from.address(), size } },
+        )
     })
 }
 
@@ -131,7 +144,7 @@ pub extern "C" fn cuMemcpyDtoH_v2(to: usize, from: u64, size: usize) -> Status {
     call(|| {
         let state = State::in_context()?;
         finish_null(state)?;
-        run(state, &Work::CopyOut { to: HostRange { address: to, size }, from })
+        run(state, current_device(), &Work::CopyOut { to: HostRange { address: to, size }, from })
     })
 }
 
@@ -140,7 +153,7 @@ pub extern "C" fn cuMemcpyDtoD_v2(to: u64, from: u64, size: usize) -> Status {
     call(|| {
         let state = State::in_context()?;
         finish_null(state)?;
-        run(state, &Work::CopyWithin { to, from, size })
+        run(state, current_device(), &Work::CopyWithin { to, from, size })
     })
 }
 
@@ -186,7 +199,7 @@ fn fill(to: u64, element: &[u8], count: usize, on: Option<Handle>) -> Driven {
         Some(handle) => stream(state, handle)?.submit(work),
         None => {
             finish_null(state)?;
-            run(state, &work)
+            run(state, current_device(), &work)
         }
     }
 }

@@ -2,11 +2,12 @@
 //! meaning of the CUDA manual. What a real driver may do asynchronously happens as late as the
 //! manual allows (see `stream.rs`), so that a program that forgets to synchronise is found out.
 //!
-//! Environment: `GPU_SIM_CC` compute capability (default `8.0`), `GPU_SIM_DEVICES` number of devices
-//! (1; 0 stands for none), `GPU_SIM_MEMORY` bytes of device memory (16 GiB), `GPU_SIM_THREADS` worker
-//! threads (2), `GPU_SIM_SMS` multiprocessors to report (4), `GPU_SIM_CHECK=0` no checks but bounds
-//! and alignment, `GPU_SIM_EAGER=1` every operation at once, `GPU_SIM_TRACE=1` one line on stderr
-//! per launch.
+//! Environment: `GPU_SIM_CC` compute capability (default `8.0`), `GPU_SIM_DRIVER` CUDA version (12.9),
+//! `GPU_SIM_DEVICES` number of devices (1; 0 stands for none), `GPU_SIM_MEMORY` bytes of memory of each
+//! device (16 GiB), `GPU_SIM_THREADS` worker threads (2), `GPU_SIM_SMS` multiprocessors to report (4),
+//! `GPU_SIM_CHECK=0` no checks but bounds and alignment, `GPU_SIM_EAGER=1` every operation at once,
+//! `GPU_SIM_TRACE=1` one line on stderr per launch, `GPU_SIM_FAIL_LAUNCH=n` the n-th launch fails as a
+//! faulty kernel does, `GPU_SIM_FAIL_ALLOC=n` the n-th allocation finds no memory.
 //!
 //! A kernel that fails prints its report on stderr; that launch, and every call after it, returns
 //! `CUDA_ERROR_LAUNCH_FAILED`, as on a device.
@@ -49,6 +50,8 @@ pub mod status {
     pub const NO_BINARY_FOR_GPU: Status = 209;
     /// PTX that cannot be compiled.
     pub const INVALID_PTX: Status = 218;
+    /// PTX of a newer ISA version than the driver knows.
+    pub const UNSUPPORTED_PTX_VERSION: Status = 222;
     /// No such module, stream, event, ...
     pub const INVALID_HANDLE: Status = 400;
     /// No such name.
@@ -59,6 +62,8 @@ pub mod status {
     pub const LAUNCH_FAILED: Status = 719;
     /// Not supported here.
     pub const NOT_SUPPORTED: Status = 801;
+    /// No cluster of that size fits the device.
+    pub const INVALID_CLUSTER_SIZE: Status = 912;
     /// The operation may not be captured.
     pub const STREAM_CAPTURE_UNSUPPORTED: Status = 900;
     /// A capture ended on another stream than it began on, or was not active.
@@ -99,6 +104,11 @@ impl<T> Out<T> {
         // SAFETY: the caller of the C function promises that the pointer is null or valid.
         unsafe { self.0.write(value) };
         Ok(())
+    }
+
+    /// Whether the place lies at a multiple of `bytes`.
+    fn is_aligned(&self, bytes: usize) -> bool {
+        (self.0 as usize).is_multiple_of(bytes)
     }
 
     /// Stores the result where one is wanted.

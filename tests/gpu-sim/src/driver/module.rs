@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
+use super::device::current_device;
 use super::state::{Handle, State};
 use super::stream::{Work, finish_all, stream};
 use super::{Driven, HostRange, In, Out, Status, call, report, status};
@@ -15,6 +16,7 @@ use crate::parse::parse;
 
 /// A loaded module.
 pub struct Image {
+    device: usize,
     kernels: Vec<Kernel>,
     variables: Vec<Variable>,
 }
@@ -48,7 +50,11 @@ impl Launch {
     pub fn run(&self, state: &State) -> Driven {
         let kernel = self.function.kernel();
         let started = std::time::Instant::now();
-        let view = state.memory.view();
+        if state.launch_fails() {
+            report(format_args!("{}: fails because GPU_SIM_FAIL_LAUNCH asks for it", kernel.name));
+            return Err(status::LAUNCH_FAILED);
+        }
+        let view = state.memory(self.function.image.device).view();
         match machine::launch(kernel, &self.params, &view, self.shape, state.config.options) {
             Ok(stats) => {
                 if state.config.trace {
@@ -85,12 +91,14 @@ fn load_text(state: &State, text: &str) -> Driven<Handle> {
         report(message);
         status::INVALID_PTX
     };
+    let device = current_device();
+    let memory = state.memory(device);
     let mut full = false;
     let mut place = |bytes: &[u8]| {
-        let address = state.memory.allocate(bytes.len());
+        let address = memory.allocate(bytes.len());
         full |= address.is_none();
         let address = address.unwrap_or(0);
-        if let Ok((allocation, offset)) = state.memory.find(address, bytes.len()) {
+        if let Ok((allocation, offset)) = memory.find(address, bytes.len()) {
             allocation.write(offset, bytes);
         }
         address
@@ -99,10 +107,15 @@ fn load_text(state: &State, text: &str) -> Driven<Handle> {
     if full {
         return Err(status::OUT_OF_MEMORY);
     }
+    if module.version > state.config.newest_ptx() {
+        let (major, minor) = module.version;
+        report(format_args!("PTX {major}.{minor} is too new for the driver (see GPU_SIM_DRIVER)"));
+        return Err(status::UNSUPPORTED_PTX_VERSION);
+    }
     check_target(state, &module.target).map_err(refuse)?;
     let kernels = module.kernels.iter().map(Kernel::decode).collect::<Result<_, _>>();
     let kernels = kernels.map_err(refuse)?;
-    Ok(state.modules.add(Image { kernels, variables: module.variables }))
+    Ok(state.modules.add(Image { device, kernels, variables: module.variables }))
 }
 
 /// PTX runs on its own and newer architectures; with a letter after it, on its own alone.
@@ -148,8 +161,9 @@ pub extern "C" fn cuModuleUnload(module: Handle) -> Status {
     call(|| {
         let state = State::usable()?;
         finish_all(state)?;
-        for variable in &state.modules.remove(module)?.variables {
-            state.memory.free(variable.address);
+        let image = state.modules.remove(module)?;
+        for variable in &image.variables {
+            state.memory(image.device).free(variable.address);
         }
         Ok(())
     })
@@ -290,8 +304,12 @@ pub struct LaunchAttribute {
     value: [c_uint; 16],
 }
 
-/// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
+/// `CU_LAUNCH_ATTRIBUTE_IGNORE` and `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
+const IGNORE: c_uint = 0;
 const CLUSTER_DIMENSION: c_uint = 4;
+
+/// Most blocks of a cluster on every device that has clusters.
+const PORTABLE_CLUSTER: u32 = 8;
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuLaunchKernelEx(
@@ -304,12 +322,39 @@ pub extern "C" fn cuLaunchKernelEx(
         let config = config.get(0)?;
         let mut shape = Shape::new(config.grid, config.block, config.shared as usize);
         for attribute in config.attributes.list(config.count as usize)? {
-            if attribute.id == CLUSTER_DIMENSION {
-                shape.cluster = [attribute.value[0], attribute.value[1], attribute.value[2]];
+            match attribute.id {
+                IGNORE => {}
+                CLUSTER_DIMENSION => {
+                    shape.cluster = [attribute.value[0], attribute.value[1], attribute.value[2]];
+                    check_cluster(shape)?;
+                }
+                other => {
+                    report(format_args!("launch attribute {other} is not supported"));
+                    return Err(status::NOT_SUPPORTED);
+                }
             }
         }
         launch(function, shape, config.stream, params, extra)
     })
+}
+
+/// Clusters exist from compute capability 9.0 on and divide the grid.
+fn check_cluster(shape: Shape) -> Driven {
+    let state = State::usable()?;
+    let Shape { grid, cluster, .. } = shape;
+    if cluster.contains(&0) || (0..3).any(|i| !grid[i].is_multiple_of(cluster[i])) {
+        report(format_args!("launch refused: clusters of {cluster:?} in a grid of {grid:?}"));
+        return Err(status::INVALID_VALUE);
+    }
+    let blocks = cluster.iter().try_fold(1u32, |all, n| all.checked_mul(*n));
+    let most = if state.config.capability.0 >= 9 { PORTABLE_CLUSTER } else { 1 };
+    match blocks {
+        Some(blocks) if blocks <= most => Ok(()),
+        _ => {
+            report(format_args!("launch refused: clusters of {cluster:?}, at most {most} blocks"));
+            Err(status::INVALID_CLUSTER_SIZE)
+        }
+    }
 }
 
 fn launch(
@@ -335,7 +380,17 @@ fn launch(
         shape.cluster = cluster;
     }
     let params = arguments(function.kernel(), params, extra)?;
-    stream(state, on)?.submit(Work::Launch(Launch { function, shape, params }))
+    let stream = stream(state, on)?;
+    if stream.device != function.image.device {
+        report(format_args!(
+            "{}: of device {}, launched on a stream of device {}",
+            function.kernel().name,
+            function.image.device,
+            stream.device
+        ));
+        return Err(status::INVALID_HANDLE);
+    }
+    stream.submit(Work::Launch(Launch { function, shape, params }))
 }
 
 /// The parameter block, from pointers to the parameters or from a packed buffer.

@@ -2,7 +2,7 @@
 //! are looked up, never pointers that are followed, so a stale one is an error and not a crash.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::module::{Function, Image};
@@ -15,7 +15,8 @@ use crate::machine::Options;
 /// Everything.
 pub struct State {
     pub config: Config,
-    pub memory: DeviceMemory,
+    /// Of each device.
+    memories: Vec<DeviceMemory>,
     pub modules: Table<Image>,
     pub functions: Table<Function>,
     pub streams: Table<Stream>,
@@ -27,17 +28,23 @@ pub struct State {
     pub running: Mutex<()>,
     initialised: AtomicI32,
     failed: AtomicI32,
+    launches: AtomicU64,
+    allocations: AtomicU64,
 }
 
 /// What the environment asks for.
 pub struct Config {
     pub capability: (i32, i32),
+    /// CUDA version to report, which bounds the PTX that is accepted.
+    pub driver: (i32, i32),
     pub devices: i32,
     pub multiprocessors: i32,
     pub eager: bool,
     pub trace: bool,
     pub options: Options,
     memory: u64,
+    fail_launch: u64,
+    fail_alloc: u64,
 }
 
 impl Config {
@@ -52,16 +59,21 @@ impl Config {
             parsed
         };
         let flag = |name: &str| text(name).is_some_and(|v| v != "0" && !v.is_empty());
-        let capability = text("GPU_SIM_CC").unwrap_or_else(|| "8.0".into());
-        let parsed = capability
-            .split_once('.')
-            .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let pair = |name: &str, default: (i32, i32)| {
+            let Some(value) = text(name) else { return default };
+            let parsed = value
+                .split_once('.')
+                .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+            parsed.unwrap_or_else(|| {
+                let (major, minor) = default;
+                report(format_args!("{name}={value:?} is not like {major}.{minor} and is ignored"));
+                default
+            })
+        };
         let checked = text("GPU_SIM_CHECK").is_none_or(|v| v != "0");
         Config {
-            capability: parsed.unwrap_or_else(|| {
-                report(format_args!("GPU_SIM_CC={capability:?} is not like 8.0 and is ignored"));
-                (8, 0)
-            }),
+            capability: pair("GPU_SIM_CC", (8, 0)),
+            driver: pair("GPU_SIM_DRIVER", (12, 9)),
             devices: number("GPU_SIM_DEVICES").unwrap_or(1).min(16) as i32,
             multiprocessors: number("GPU_SIM_SMS").unwrap_or(4).clamp(1, 1024) as i32,
             eager: flag("GPU_SIM_EAGER"),
@@ -72,6 +84,17 @@ impl Config {
                 ..Options::default()
             },
             memory: number("GPU_SIM_MEMORY").unwrap_or(16 << 30),
+            fail_launch: number("GPU_SIM_FAIL_LAUNCH").unwrap_or(0),
+            fail_alloc: number("GPU_SIM_FAIL_ALLOC").unwrap_or(0),
+        }
+    }
+
+    /// Newest PTX ISA version of the driver: PTX ISA manual, release notes.
+    pub fn newest_ptx(&self) -> (u32, u32) {
+        let (major, minor) = (self.driver.0 as u32, self.driver.1 as u32);
+        match major {
+            12 if minor >= 6 => (8, minor - 1),
+            _ => (major.saturating_sub(4), minor),
         }
     }
 
@@ -92,7 +115,11 @@ pub fn state() -> &'static State {
     STATE.get_or_init(|| {
         let config = Config::from_environment();
         State {
-            memory: DeviceMemory::new(config.memory),
+            memories: (0..config.devices.max(1) as usize)
+                .map(|device| DeviceMemory::new(config.memory, device))
+                .collect(),
+            launches: AtomicU64::new(0),
+            allocations: AtomicU64::new(0),
             config,
             modules: Table::new(0x1000_0000),
             functions: Table::new(0x2000_0000),
@@ -131,6 +158,21 @@ impl State {
             0 => Err(status::INVALID_CONTEXT),
             _ => Ok(state),
         }
+    }
+
+    /// The memory of a device.
+    pub fn memory(&self, device: usize) -> &DeviceMemory {
+        &self.memories[device.min(self.memories.len() - 1)]
+    }
+
+    /// Counts a launch that is about to run; whether it is the one that shall fail.
+    pub fn launch_fails(&self) -> bool {
+        self.launches.fetch_add(1, Relaxed) + 1 == self.config.fail_launch
+    }
+
+    /// Counts an allocation; whether it is the one that shall fail.
+    pub fn allocation_fails(&self) -> bool {
+        self.allocations.fetch_add(1, Relaxed) + 1 == self.config.fail_alloc
     }
 
     /// The context is lost: every later call returns this.

@@ -2,11 +2,12 @@
 //! A stream that nobody waits for does not move, so a missing event or synchronisation shows as
 //! data that is not there yet. `GPU_SIM_EAGER=1` runs everything at once instead.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::device::current_device;
 use super::module::Launch;
 use super::state::{Handle, State, lock, state};
 use super::{Driven, HostRange, report, status};
@@ -98,26 +99,30 @@ pub struct Stream {
     capture: Mutex<Option<Arc<Capture>>>,
     /// Began the capture.
     origin: Mutex<bool>,
+    /// Of the context it was made in.
+    pub device: usize,
     /// Takes part in the synchronisation of the null stream.
     pub blocking: bool,
 }
 
-/// The stream of a handle; 0, 1 and 2 are the null stream.
+/// The stream of a handle; 0, 1 and 2 are the null stream of the current device.
 pub fn stream(state: &State, handle: Handle) -> Driven<Arc<Stream>> {
-    static NULL: std::sync::OnceLock<Arc<Stream>> = std::sync::OnceLock::new();
+    static NULL: Mutex<BTreeMap<usize, Arc<Stream>>> = Mutex::new(BTreeMap::new());
     match handle {
         0..=2 => {
-            let null = NULL.get_or_init(|| Arc::new(Stream::new(true)));
-            Ok(Arc::clone(null))
+            let mut streams = lock(&NULL);
+            let null = streams.entry(current_device());
+            Ok(Arc::clone(null.or_insert_with(|| Arc::new(Stream::new(true)))))
         }
         _ => state.streams.get(handle),
     }
 }
 
 impl Stream {
-    /// A stream; a blocking one takes part in the synchronisation of the null stream.
+    /// A stream of the current device; a blocking one takes part in the synchronisation of the null
+    /// stream.
     pub fn new(blocking: bool) -> Stream {
-        Stream { blocking, ..Stream::default() }
+        Stream { blocking, device: current_device(), ..Stream::default() }
     }
 
     /// Queues work, or adds it to the capture of the stream.
@@ -165,7 +170,7 @@ impl Stream {
         }
         let result = {
             let _one_at_a_time = lock(&state.running);
-            run(state, &work)
+            run(state, self.device, &work)
         };
         if let Err(code) = result {
             state.fail(code);
@@ -260,11 +265,11 @@ impl Event {
     }
 }
 
-/// Runs all streams to their end.
+/// Runs all streams of the current device to their end.
 pub fn finish_all(state: &State) -> Driven {
     stream(state, 0)?.finish()?;
     for stream in state.streams.all() {
-        if !stream.is_capturing() {
+        if !stream.is_capturing() && stream.device == current_device() {
             stream.finish()?;
         }
     }
@@ -275,17 +280,18 @@ pub fn finish_all(state: &State) -> Driven {
 pub fn finish_null(state: &State) -> Driven {
     stream(state, 0)?.finish()?;
     for stream in state.streams.all() {
-        if stream.blocking {
+        if stream.blocking && stream.device == current_device() {
             stream.finish()?;
         }
     }
     Ok(())
 }
 
-/// Runs one operation.
-pub fn run(state: &State, work: &Work) -> Driven {
+/// Runs one operation on a device.
+pub fn run(state: &State, device: usize, work: &Work) -> Driven {
+    let memory = state.memory(device);
     let find = |address: u64, size: usize| {
-        state.memory.find(address, size).map_err(|e| {
+        memory.find(address, size).map_err(|e| {
             report(format_args!("memory operation on {e}"));
             status::LAUNCH_FAILED
         })
@@ -322,7 +328,7 @@ pub fn run(state: &State, work: &Work) -> Driven {
             }
             Ok(())
         }
-        Work::Free { address } => match state.memory.free(*address) {
+        Work::Free { address } => match memory.free(*address) {
             true => Ok(()),
             false => Err(status::INVALID_VALUE),
         },
@@ -333,7 +339,7 @@ pub fn run(state: &State, work: &Work) -> Driven {
         }
         // Waits are taken care of by the stream; inside a graph the order is the recorded one.
         Work::Await { .. } => Ok(()),
-        Work::Graph(graph) => graph.work.iter().try_for_each(|work| run(state, work)),
+        Work::Graph(graph) => graph.work.iter().try_for_each(|work| run(state, device, work)),
         Work::Host { function, argument } => {
             function(*argument);
             Ok(())

@@ -28,20 +28,36 @@ struct Common {
     element_strides: In<u32>,
     interleave: c_int,
     swizzle: c_int,
+    promotion: c_int,
     fill: c_int,
+}
+
+fn refuse(why: impl std::fmt::Display) -> Status {
+    report(format_args!("tensor map refused: {why}"));
+    status::INVALID_VALUE
+}
+
+/// Stores a map where the copy engine can read it.
+fn deliver(out: &Out<[u8; BYTES]>, map: &TensorMap) -> Driven {
+    if !out.is_aligned(64) {
+        return Err(refuse("it would lie at no multiple of 64"));
+    }
+    out.set(map.to_bytes())
 }
 
 impl Common {
     fn map(&self) -> Driven<TensorMap> {
-        let refuse = |why: &str| {
-            report(format_args!("tensor map refused: {why}"));
-            status::INVALID_VALUE
-        };
         let rank = self.rank as usize;
         if !(1..=MAX_RANK).contains(&rank) || self.interleave != 0 {
             return Err(refuse("rank 1 to 5 and no interleaving are supported"));
         }
         let element = element_bytes(self.kind).ok_or_else(|| refuse("unknown data type"))?;
+        if !(0..=3).contains(&self.promotion) || !(0..=1).contains(&self.fill) {
+            return Err(refuse("unknown L2 promotion or fill"));
+        }
+        if self.fill == 1 && !(6..=12).contains(&self.kind) {
+            return Err(refuse("NaN fills floating-point tensors only"));
+        }
         let swizzle = Swizzle::from_driver(self.swizzle as u32);
         let mut map = TensorMap {
             base: self.base,
@@ -64,7 +80,8 @@ impl Common {
                 .ok()
                 .filter(|d| *d > 0)
                 .ok_or_else(|| refuse("a dimension is 0 or does not fit 32 bits"))?;
-            let step = self.element_strides.get(axis)?;
+            // Without interleaving the innermost step is not looked at.
+            let step = if axis == 0 { 1 } else { self.element_strides.get(axis)? };
             if !(1..=8).contains(&step) {
                 return Err(refuse("an element stride is not 1 to 8"));
             }
@@ -87,8 +104,7 @@ fn check_row(map: &TensorMap, elements: u32) -> Driven {
     if fits && bytes.is_multiple_of(16) {
         return Ok(());
     }
-    report(format_args!("tensor map refused: a row of {bytes} bytes"));
-    Err(status::INVALID_VALUE)
+    Err(refuse(format_args!("a row of {bytes} bytes")))
 }
 
 #[unsafe(no_mangle)]
@@ -103,23 +119,32 @@ pub extern "C" fn cuTensorMapEncodeTiled(
     element_strides: In<u32>,
     interleave: c_int,
     swizzle: c_int,
-    _promotion: c_int,
+    promotion: c_int,
     fill: c_int,
 ) -> Status {
-    let common =
-        Common { kind, rank, base, dims, strides, element_strides, interleave, swizzle, fill };
+    let common = Common {
+        kind,
+        rank,
+        base,
+        dims,
+        strides,
+        element_strides,
+        interleave,
+        swizzle,
+        promotion,
+        fill,
+    };
     call(|| {
         let mut map = common.map()?;
         for axis in 0..map.rank {
             let extent = box_dims.get(axis)?;
             if !(1..=256).contains(&extent) {
-                report(format_args!("tensor map refused: a box extent of {extent}"));
-                return Err(status::INVALID_VALUE);
+                return Err(refuse(format_args!("a box extent of {extent}")));
             }
             map.box_dims[axis] = extent as u16;
         }
         check_row(&map, u32::from(map.box_dims[0]))?;
-        out.set(map.to_bytes())
+        deliver(&out, &map)
     })
 }
 
@@ -138,17 +163,31 @@ pub extern "C" fn cuTensorMapEncodeIm2col(
     element_strides: In<u32>,
     interleave: c_int,
     swizzle: c_int,
-    _promotion: c_int,
+    promotion: c_int,
     fill: c_int,
 ) -> Status {
-    let common =
-        Common { kind, rank, base, dims, strides, element_strides, interleave, swizzle, fill };
+    let common = Common {
+        kind,
+        rank,
+        base,
+        dims,
+        strides,
+        element_strides,
+        interleave,
+        swizzle,
+        promotion,
+        fill,
+    };
     call(|| {
         let mut map = common.map()?;
-        if map.rank < 3 || !(1..=256).contains(&channels) || !(1..=1024).contains(&pixels) {
-            report("tensor map refused: rank, channels or pixels");
-            return Err(status::INVALID_VALUE);
+        if map.rank < 3 {
+            return Err(refuse("an image has three dimensions or more"));
         }
+        if !(1..=256).contains(&channels) || !(1..=1024).contains(&pixels) {
+            return Err(refuse(format_args!("{channels} channels of {pixels} pixels")));
+        }
+        // Sixteen bits are shared by the axes.
+        let limit = 1 << (16 / (map.rank - 2) - 1);
         let mut conv = Im2col {
             lower: [0; 3],
             upper: [0; 3],
@@ -156,11 +195,15 @@ pub extern "C" fn cuTensorMapEncodeIm2col(
             pixels: pixels as u16,
         };
         for axis in 0..map.rank - 2 {
-            conv.lower[axis] = lower.get(axis)? as i16;
-            conv.upper[axis] = upper.get(axis)? as i16;
+            let corners = [lower.get(axis)?, upper.get(axis)?];
+            let extent = i64::from(map.dims[axis + 1]) + i64::from(corners[1]);
+            if corners.iter().any(|c| !(-limit..limit).contains(c)) || extent <= corners[0].into() {
+                return Err(refuse(format_args!("bounding box corners {corners:?}")));
+            }
+            [conv.lower[axis], conv.upper[axis]] = corners.map(|c| c as i16);
         }
         check_row(&map, channels)?;
         map.im2col = Some(conv);
-        out.set(map.to_bytes())
+        deliver(&out, &map)
     })
 }

@@ -1,7 +1,7 @@
 //! Branches, exits, barriers and fences.
 //!
-//! Fences, but for `fence.proxy.async`, and `setmaxnreg` change nothing here: accesses take effect in
-//! program order, and the race check works on barriers alone.
+//! Fences, but for `fence.proxy.async`, change nothing here: accesses take effect in program order, and
+//! the race check works on barriers alone.
 
 use super::{Action, Barrier, Members, ReduceOp, Reduction};
 use crate::block::Lanes;
@@ -27,14 +27,6 @@ pub fn decode(d: &mut Decoder<'_>) -> Result<Action, String> {
         "trap" => Ok(Action::Trap),
         "bar" | "barrier" => barrier(d),
         "fence" | "membar" => fence(d),
-        "setmaxnreg" => {
-            d.ignore(&["inc", "dec", "sync", "aligned", "u32"]);
-            let count = d.immediate(0)?;
-            if !(24..=256).contains(&count) || count % 8 != 0 {
-                return Err(format!("{count} registers"));
-            }
-            Ok(Action::Nop)
-        }
         "griddepcontrol" => {
             d.ignore(&["launch_dependents", "wait"]);
             Ok(Action::Nop)

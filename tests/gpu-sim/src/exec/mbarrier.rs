@@ -6,7 +6,7 @@ use crate::block::{Lanes, at_lane};
 use crate::decode::{Decoder, register};
 use crate::fault::{Outcome, lanes};
 use crate::isa::{Operand, Source};
-use crate::shared::Snapshot;
+use crate::shared::{Snapshot, Via};
 
 /// An mbarrier object.
 #[derive(Debug, Default)]
@@ -33,6 +33,12 @@ impl Mbarrier {
             let done = std::mem::take(&mut self.gathering);
             join(&mut self.released, &done);
         }
+    }
+
+    /// Arrivals in a phase that is not complete, and how many it needs.
+    pub fn partial(&self) -> Option<(u32, u32)> {
+        let arrived = self.count.saturating_sub(self.pending);
+        (self.pending != self.count || self.bytes != 0).then_some((arrived, self.count))
     }
 
     /// Whether the phase of that parity is complete.
@@ -141,6 +147,8 @@ pub fn arrive(
     let agent = ctx.agent();
     let mut done = Snapshot::new();
     ctx.cluster.clocks.release(agent, &mut done);
+    let (rank, _) = at_lane(lane, ctx.locate(address))?;
+    ctx.reach(rank, Via::Thread);
     with(ctx, lane, address, |barrier| {
         if count > barrier.pending {
             return Err(format!("{count} arrivals, but only {} are missing", barrier.pending));

@@ -4,6 +4,7 @@
 
 pub mod async_copy;
 pub mod atomic;
+pub mod budget;
 pub mod compare;
 pub mod compute;
 pub mod control;
@@ -142,9 +143,11 @@ pub fn decode(d: &mut Decoder<'_>) -> Result<Action, String> {
         "cp" => async_copy::decode(d),
         "mbarrier" => mbarrier::decode(d),
         "wgmma" => wgmma::decode(d),
+        "setmaxnreg" => budget::decode(d),
         "bar" | "barrier" | "bra" | "brx" | "ret" | "exit" | "trap" | "membar" | "fence"
-        | "setmaxnreg" | "griddepcontrol" | "nanosleep" | "discard" | "applypriority"
-        | "pmevent" => control::decode(d),
+        | "griddepcontrol" | "nanosleep" | "discard" | "applypriority" | "pmevent" => {
+            control::decode(d)
+        }
         _ => Err("instruction is not supported".into()),
     }
 }

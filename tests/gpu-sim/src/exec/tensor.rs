@@ -3,7 +3,7 @@
 //!
 //! A copy happens when it is issued, as an access of the asynchronous engine: only a wait on its
 //! mbarrier, or for its group, orders it before what touches the same bytes, so a missing wait shows as
-//! a race. Groups are kept per warp.
+//! a race. Groups belong to the thread that issued the copies.
 
 use super::memory::HINTS;
 use super::{Action, Effect, mbarrier};
@@ -17,20 +17,22 @@ use crate::tensor_map::{BYTES, Im2col, MAX_RANK, TensorMap};
 /// Decodes a `cp.async.bulk` instruction.
 pub fn decode(d: &mut Decoder<'_>) -> Result<Action, String> {
     if d.take("commit_group") {
-        return Ok(Action::Access(Box::new(|ctx, _| {
+        return Ok(Action::Access(Box::new(|ctx, mask| {
             let agent = ctx.agent();
-            ctx.warp.bulk_groups.push(ctx.cluster.clocks.commit_engine(agent));
+            let mark = ctx.cluster.clocks.commit_engine(agent);
+            ctx.warp.stores.commit(mask, mark);
             Ok(())
         })));
     }
     if d.take("wait_group") {
         d.take("read");
         let keep = d.immediate(0)? as usize;
-        return Ok(Action::Access(Box::new(move |ctx, _| {
+        return Ok(Action::Access(Box::new(move |ctx, mask| {
             let agent = ctx.agent();
-            let done = ctx.warp.bulk_groups.len().saturating_sub(keep);
-            for mark in ctx.warp.bulk_groups.drain(..done) {
-                ctx.cluster.clocks.wait_engine(agent, mark);
+            for lane in lanes(mask) {
+                for mark in ctx.warp.stores.complete(lane, keep) {
+                    ctx.cluster.clocks.wait_engine(agent, mark);
+                }
             }
             Ok(())
         })));
@@ -52,6 +54,46 @@ pub fn decode(d: &mut Decoder<'_>) -> Result<Action, String> {
         return tensor_copy(d, to_shared, multicast);
     }
     plain_copy(d, to_shared, multicast)
+}
+
+/// Bulk copies from shared to global memory of a warp's threads, in flight.
+#[derive(Default)]
+pub struct Stores {
+    /// Lanes with copies that are in no group yet.
+    open: u32,
+    /// Lane and mark of each group.
+    groups: Vec<(usize, u32)>,
+}
+
+impl Stores {
+    fn issue(&mut self, lane: usize) {
+        self.open |= 1 << lane;
+    }
+
+    fn commit(&mut self, mask: u32, mark: u32) {
+        self.groups.extend(lanes(mask).map(|lane| (lane, mark)));
+        self.open &= !mask;
+    }
+
+    /// Removes all but the last `keep` groups of a lane and returns their marks.
+    fn complete(&mut self, lane: usize, keep: usize) -> Vec<u32> {
+        let mut done = self.groups.iter().filter(|g| g.0 == lane).count().saturating_sub(keep);
+        let mut marks = Vec::new();
+        self.groups.retain(|(owner, mark)| {
+            let taken = *owner == lane && done > 0;
+            if taken {
+                done -= 1;
+                marks.push(*mark);
+            }
+            !taken
+        });
+        marks
+    }
+
+    /// Lanes whose copies may still read shared memory.
+    pub fn lanes(&self) -> u32 {
+        self.groups.iter().fold(self.open, |mask, (lane, _)| mask | 1 << lane)
+    }
 }
 
 fn first_of<'w>(mnemonic: &str, words: [&'w str; 2]) -> Option<&'w str> {
@@ -93,6 +135,7 @@ impl Delivery {
     fn write(&self, ctx: &mut Lanes<'_>, lane: usize, offset: u32, bytes: &[u8]) -> Outcome {
         let who = Accessor { via: Via::Engine, ..ctx.accessor(lane) };
         for rank in &self.ranks {
+            ctx.reach(*rank as usize, Via::Engine);
             let shared = &mut ctx.cluster.blocks[*rank as usize].shared;
             at_lane(lane, shared.write(&ctx.cluster.clocks, who, offset, bytes))?;
         }
@@ -132,6 +175,7 @@ fn plain_copy(d: &mut Decoder<'_>, to_shared: bool, multicast: bool) -> Result<A
                     delivery.finish(ctx, lane, i64::from(size))?;
                 }
                 None => {
+                    ctx.warp.stores.issue(lane);
                     for i in (0..size).step_by(16) {
                         let bytes = read_shared(ctx, lane, at + i, 16)?;
                         write_global(ctx, lane, global + u64::from(i), &bytes)?;
@@ -206,6 +250,7 @@ fn tensor_copy(d: &mut Decoder<'_>, to_shared: bool, multicast: bool) -> Result<
             for lane in lanes(active) {
                 let map = read_map(ctx, lane, map, rank, false)?;
                 let start = start(ctx, lane, &coordinates);
+                ctx.warp.stores.issue(lane);
                 store_tile(ctx, lane, &map, start, ctx.shared_address(from, lane))?;
             }
             Ok(())
@@ -225,6 +270,10 @@ fn tensor_copy(d: &mut Decoder<'_>, to_shared: bool, multicast: bool) -> Result<
             let mut taps = [0i64; MAX_RANK];
             for (tap, offset) in taps[1..].iter_mut().zip(&offsets) {
                 *tap = i64::from(ctx.value(*offset, lane) as u16);
+                // Sixteen bits are shared by the offsets.
+                if *tap >= 1 << (16 / offsets.len()) {
+                    return Err(Fault::lane(lane, format!("im2col offset {tap}")));
+                }
             }
             match map.im2col {
                 None => load_tile(ctx, lane, &map, start, &delivery)?,
@@ -252,6 +301,9 @@ fn read_map(
     im2col: bool,
 ) -> Outcome<TensorMap> {
     let address = ctx.address(map, lane);
+    if !address.is_multiple_of(64) {
+        return Err(Fault::lane(lane, format!("tensor map at {address:#x}, no multiple of 64")));
+    }
     let mut bytes = [0; BYTES];
     for (i, chunk) in bytes.chunks_exact_mut(8).enumerate() {
         let mut word = [0];
@@ -282,6 +334,13 @@ fn copy_in(
     // Sixteen bytes, the unit of the permutation, at a time.
     let unit = 16 / element;
     for first in (0..count).step_by(unit as usize) {
+        if let Some(address) = whole_unit(map, at, unit) {
+            let bytes = read_global(ctx, lane, address, 16)?;
+            let to = map.swizzle.apply(delivery.to + offset + first * element);
+            delivery.write(ctx, lane, to, &bytes)?;
+            at[0] += i64::from(unit);
+            continue;
+        }
         let mut bytes = [0; 16];
         for i in 0..unit.min(count - first) {
             let from = map.address(&at[..map.rank]);
@@ -298,6 +357,14 @@ fn copy_in(
         delivery.write(ctx, lane, to, &bytes[..size])?;
     }
     Ok(())
+}
+
+/// Address of sixteen bytes that lie inside the tensor as a whole.
+fn whole_unit(map: &TensorMap, at: [i64; MAX_RANK], unit: u32) -> Option<u64> {
+    let mut last = at;
+    last[0] += i64::from(unit) - 1;
+    map.address(&last[..map.rank])?;
+    map.address(&at[..map.rank]).filter(|a| map.element_strides[0] == 1 && a.is_multiple_of(16))
 }
 
 /// What lies outside the tensor.
@@ -332,15 +399,15 @@ fn load_tile(
 }
 
 fn rows_of(map: &TensorMap) -> u32 {
-    map.box_dims[1..map.rank].iter().map(|d| u32::from(*d)).product()
+    (1..map.rank).map(|axis| map.extent(axis)).product()
 }
 
 /// Coordinates of row `index` of a box.
 fn tile_row(map: &TensorMap, start: [i64; MAX_RANK], index: u32) -> [i64; MAX_RANK] {
     let (mut at, mut left) = (start, index);
-    let axes = at.iter_mut().zip(map.box_dims).zip(map.element_strides).take(map.rank).skip(1);
-    for ((coordinate, extent), step) in axes {
-        let extent = u32::from(extent);
+    let axes = at.iter_mut().zip(map.element_strides).enumerate().take(map.rank).skip(1);
+    for (axis, (coordinate, step)) in axes {
+        let extent = map.extent(axis);
         *coordinate += i64::from(left % extent) * i64::from(step);
         left /= extent;
     }
@@ -359,7 +426,16 @@ fn store_tile(
     let element = u32::from(map.element);
     for index in 0..rows_of(map) {
         let mut at = tile_row(map, start, index);
-        for i in 0..row {
+        let unit = 16 / element;
+        let mut first = 0;
+        while let Some(address) = whole_unit(map, at, unit).filter(|_| first + unit <= row) {
+            let source = map.swizzle.apply(from + (index * row + first) * element);
+            let bytes = read_shared(ctx, lane, source, 16)?;
+            write_global(ctx, lane, address, &bytes)?;
+            at[0] += i64::from(unit);
+            first += unit;
+        }
+        for i in first..row {
             let source = map.swizzle.apply(from + (index * row + i) * element);
             let bytes = read_shared(ctx, lane, source, element as usize)?;
             if let Some(address) = map.address(&at[..map.rank]) {

@@ -24,7 +24,10 @@ use crate::tensor_map::Swizzle;
 pub fn decode(d: &mut Decoder<'_>) -> Result<Action, String> {
     if d.take("fence") {
         d.ignore(&["sync", "aligned"]);
-        return Ok(Action::Nop);
+        return Ok(Action::Access(Box::new(|ctx, _| {
+            ctx.warp.products.fenced = true;
+            Ok(())
+        })));
     }
     if d.take("wait_group") {
         d.ignore(&["sync", "aligned"]);
@@ -50,9 +53,16 @@ pub struct Queue {
     /// For each committed group, the number of products before its end.
     groups: Vec<usize>,
     issued: u64,
+    /// Whether a `wgmma.fence` stands between the last use of the registers and the next product.
+    fenced: bool,
 }
 
 impl Queue {
+    /// Whether products have not been waited for.
+    pub fn in_flight(&self) -> bool {
+        !self.products.is_empty()
+    }
+
     /// Products issued so far.
     pub fn issued(&self) -> u64 {
         self.issued
@@ -110,6 +120,8 @@ fn wait(ctx: &mut Lanes<'_>, mask: u32, keep: usize) -> Outcome<bool> {
     for (i, product) in ctx.warp.products.remove(keep).iter().enumerate() {
         product.run(ctx, first + i as u64)?;
     }
+    // Nothing in flight: what follows may use the registers.
+    ctx.warp.products.fenced &= ctx.warp.products.in_flight();
     let agent = ctx.agent();
     let (rank, index) = (ctx.warp.rank, ctx.warp.index / 4);
     let done = &mut ctx.cluster.blocks[rank].warpgroups[index].done;
@@ -382,6 +394,9 @@ fn multiply(d: &mut Decoder<'_>) -> Result<Effect, String> {
             (None, None) => return Err(Fault::warp("wgmma without an A operand")),
         };
         let adds = super::compute::pred_lanes(regs, adds) == FULL;
+        if !ctx.warp.products.fenced {
+            return Err(Fault::warp("wgmma without a wgmma.fence since its registers were free"));
+        }
         let warp = ctx.warp.index % 4;
         group(ctx)?.issued[warp] += 1;
         ctx.warp.products.products.push(Product { dst: dst.clone(), a, b, shape, adds });

@@ -33,7 +33,8 @@ impl<'a> Parser<'a> {
                     body.text.max_threads = Some(self.triple()?.iter().product());
                 }
                 ".reqnctapercluster" => body.text.cluster = Some(self.triple()?),
-                ".minnctapersm" | ".maxnreg" | ".maxclusterrank" => {
+                ".minnctapersm" => body.text.min_blocks = Some(self.number()?),
+                ".maxnreg" | ".maxclusterrank" => {
                     self.number::<u32>()?;
                 }
                 ".explicitcluster" => {}

@@ -112,7 +112,14 @@ impl<'a> Parser<'a> {
     fn module_item(&mut self) -> Parsed<()> {
         let word = self.next()?;
         match word {
-            ".version" | ".address_size" | ".file" => self.skip_line(),
+            ".version" => {
+                let word = self.next()?;
+                let parsed = word
+                    .split_once('.')
+                    .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+                self.module.version = parsed.ok_or_else(|| format!(".version {word:?}"))?;
+            }
+            ".address_size" | ".file" => self.skip_line(),
             ".target" => {
                 self.module.target = self.next()?.to_string();
                 self.skip_line();

@@ -56,7 +56,7 @@ impl Device {
     }
 
     pub fn from_text(text: &str) -> Result<Device, String> {
-        let memory = DeviceMemory::new(1 << 30);
+        let memory = DeviceMemory::new(1 << 30, 0);
         let mut place = |bytes: &[u8]| {
             let address = memory.allocate(bytes.len()).unwrap();
             memory.find(address, 0).unwrap().0.write(0, bytes);
