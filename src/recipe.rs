@@ -33,6 +33,9 @@ pub struct Recipe {
     pub tissue: Tissue,
     /// Which squares are cut.
     pub tiles: Tiles,
+    /// Whose colours tiles are given before they become the encoder's input.
+    #[serde(default, skip_serializing_if = "Stain::is_none")]
+    pub stain: Stain,
     /// How a square becomes the encoder's input.
     pub preprocess: Preprocess,
     /// From pixels to features.
@@ -40,6 +43,9 @@ pub struct Recipe {
     /// How tiles are grouped before the heads; absent means all tiles of a slide are one bag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bag: Option<Bag>,
+    /// From pictures to maps, for systems that segment.
+    #[serde(default, rename = "segmenter", skip_serializing_if = "Vec::is_empty")]
+    pub segmenters: Vec<Segmenter>,
     /// From features to predictions; none in a package that only encodes.
     #[serde(default, rename = "head", skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Head>,
@@ -140,6 +146,91 @@ pub enum Select {
     All,
 }
 
+/// Whose colours tiles are given: fitted once per slide on its tissue, then applied to every tile
+/// that passed the filters, before it is resized for the encoder.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Stain {
+    /// The slide's own.
+    #[default]
+    None,
+    /// Macenko et al. 2009.
+    Macenko(MacenkoStain),
+    /// Reinhard et al. 2001, in CIELAB.
+    Reinhard(ReinhardStain),
+}
+
+impl Stain {
+    /// Whether colours stay as they are.
+    pub fn is_none(&self) -> bool {
+        *self == Stain::None
+    }
+}
+
+/// Parameters of Macenko's normalisation; the defaults are those of torchstain and of the
+/// authors' Matlab code.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct MacenkoStain {
+    /// Channel value of an empty place.
+    pub light: f64,
+    /// Percentile of the angles taken as the extremes, from both ends.
+    pub alpha: f64,
+    /// Optical density that a pixel must reach in every channel to be fitted on.
+    pub beta: f64,
+    /// The stains every slide is given.
+    pub target: StainTarget,
+}
+
+impl Default for MacenkoStain {
+    fn default() -> Self {
+        let target = StainTarget {
+            haematoxylin: [0.5626, 0.7201, 0.4062],
+            eosin: [0.2159, 0.8012, 0.5581],
+            max: [1.9705, 1.0308],
+        };
+        MacenkoStain { light: 240.0, alpha: 1.0, beta: 0.15, target }
+    }
+}
+
+/// Haematoxylin and eosin of a slide.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct StainTarget {
+    /// Optical density of one unit, red, green, blue.
+    pub haematoxylin: [f64; 3],
+    /// Optical density of one unit, red, green, blue.
+    pub eosin: [f64; 3],
+    /// 99th percentiles of the amounts of both.
+    pub max: [f64; 2],
+}
+
+/// Parameters of Reinhard's transfer. The default target is the mean over some 50,000 tiles of 450
+/// TCGA slides that Slideflow publishes as its preset `v3`.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReinhardStain {
+    /// What every slide is given.
+    pub target: LabTarget,
+}
+
+impl Default for ReinhardStain {
+    fn default() -> Self {
+        let (mean, sd) = ([65.22132, 28.934267, -14.142519], [15.800227, 9.263783, 6.0213304]);
+        ReinhardStain { target: LabTarget { mean, sd } }
+    }
+}
+
+/// Mean and standard deviation of L (0 to 100), a and b of CIELAB.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct LabTarget {
+    /// Of the pixels.
+    pub mean: [f64; 3],
+    /// Of the pixels.
+    pub sd: [f64; 3],
+}
+
 /// How a square becomes the encoder's input.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -174,7 +265,7 @@ pub enum Interpolation {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encoder {
-    /// A row of `models::FAMILIES`: `vgg16_bn`, `resnet50`.
+    /// A row of `models::FAMILIES`: `vgg16_bn`, `resnet50`; `none` in a package that segments only.
     pub family: String,
     /// Weights file in the package folder.
     #[serde(default = "encoder_file")]
@@ -185,7 +276,70 @@ pub struct Encoder {
     /// Whose statistics batch norm uses.
     #[serde(default)]
     pub bn_mode: BnMode,
+    /// Whether the input, normalised by ImageNet's statistics, is brought to mean and deviation
+    /// 1/2, as torchvision's pretrained `inception_v3` and `googlenet` do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transform_input: bool,
+    /// Of a vision transformer: what its weights do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vit: Option<Vit>,
 }
+
+/// What the weights of a vision transformer do not say about it. Patch size, width, depth, kind of
+/// MLP, register tokens, LayerScale and the norms are read from the weights.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Vit {
+    /// Attention heads.
+    pub heads: usize,
+    /// What becomes the feature vector.
+    #[serde(default)]
+    pub pool: TokenPool,
+    /// Heads of the attention pooling of `pool = "attention"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_heads: Option<usize>,
+    /// Added to variances in layer norms.
+    #[serde(default = "layer_norm_eps")]
+    pub eps: f32,
+    /// How position embeddings are sampled when the input is not as large as in training.
+    #[serde(default)]
+    pub position: PositionResize,
+}
+
+fn layer_norm_eps() -> f32 {
+    1e-6
+}
+
+/// What becomes the feature vector of a vision transformer.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenPool {
+    /// The class token.
+    #[default]
+    Class,
+    /// The mean of the patch tokens.
+    Mean,
+    /// The class token, then the mean of the patch tokens: twice as wide.
+    ClassMean,
+    /// Attention of one learnt query over all tokens, as in CONCH (Lu et al. 2024).
+    Attention,
+}
+
+/// How position embeddings learnt on one grid are sampled on another.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum PositionResize {
+    /// Bicubic with antialiasing, as timm does, and transformers for DINOv2 with registers.
+    #[default]
+    Antialias,
+    /// Bicubic, as transformers does otherwise.
+    Bicubic,
+    /// Bicubic with the offset of 0.1 that DINOv2's own code adds to the output size.
+    Dinov2,
+}
+
+/// The family of a package without an encoder.
+pub const NO_ENCODER: &str = "none";
 
 fn encoder_file() -> String {
     "encoder.safetensors".into()
@@ -200,6 +354,42 @@ pub enum BnMode {
     Running,
     /// Those of the tiles in the bag, as BALNMP's evaluation did.
     Batch,
+}
+
+/// From a picture to a map of the same size.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segmenter {
+    /// Name in results: `unet`.
+    pub name: String,
+    /// A row of `models::SEGMENTERS`: `smp-unet-resnet34`.
+    pub family: String,
+    /// Weights file in the package folder.
+    pub weights: String,
+    /// What the map holds.
+    pub output: MapOutput,
+    /// Outputs of a deeply supervised network whose mean is taken, 1 the shallowest; none means
+    /// the deepest alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<u8>,
+    /// Colour of the border that brings sides to a multiple of what the network needs, below and
+    /// to the right; the map is cropped back.
+    #[serde(default)]
+    pub border: [u8; 3],
+    /// How a picture becomes the network's input. Without `resize` it keeps its size.
+    pub preprocess: Preprocess,
+}
+
+/// What a segmenter's map holds.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum MapOutput {
+    /// What the last convolution puts out.
+    Logits,
+    /// A probability for each channel on its own.
+    Sigmoid,
+    /// Probabilities that add up to 1 over the channels.
+    Softmax,
 }
 
 /// How tiles are grouped before the heads.
@@ -219,7 +409,7 @@ pub struct Bag {
 pub struct Head {
     /// Name in results: `metastasis`, a gene.
     pub name: String,
-    /// A row of `heads::FAMILIES`: `balnmp`, `clam-sb`, `clam-mb`.
+    /// A row of `heads::FAMILIES`: `balnmp`, `clam-sb`, `clam-mb`, `tile-linear`.
     pub family: String,
     /// Weights file in the package folder.
     #[serde(default = "head_file")]
@@ -230,9 +420,25 @@ pub struct Head {
     /// What is done to the output of a regression.
     #[serde(default)]
     pub transform: Transform,
+    /// How tiles become one prediction in a head without attention.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregate: Option<Aggregate>,
     /// Clinical inputs in network order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clinical: Vec<Clinical>,
+}
+
+/// How the numbers of tiles become one number of the slide.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aggregate {
+    /// The arithmetic mean.
+    Mean,
+    /// The largest.
+    Max,
+    /// The value at this fraction of the sorted tiles, interpolated as pandas does; Ekholm et al.
+    /// 2024 take 0.75.
+    Percentile(f32),
 }
 
 fn head_file() -> String {
@@ -333,12 +539,7 @@ impl Recipe {
         if self.tiles.mpp.is_some_and(|m| !(m.is_finite() && m > 0.0)) {
             return Err(("mpp", "mpp must be a positive number of micrometres".into()));
         }
-        if self.preprocess.std.iter().any(|&s| !(s.is_finite() && s > 0.0)) {
-            return Err(("std", "std must be positive".into()));
-        }
-        if self.preprocess.mean.iter().any(|m| !m.is_finite()) {
-            return Err(("mean", "mean must be finite".into()));
-        }
+        self.preprocess.check()?;
         let side = self.preprocess.resize.unwrap_or(self.tiles.size_px);
         if !(1..=4096).contains(&side) {
             return Err(("resize", format!("encoder input of {side} px: 1 to 4096")));
@@ -347,11 +548,21 @@ impl Recipe {
             return Err(("crop", format!("crop must lie between 1 and {side}")));
         }
         file("weights", &self.encoder.weights)?;
+        if let Some(vit) = &self.encoder.vit {
+            if !(vit.eps.is_finite() && vit.eps > 0.0) {
+                return Err(("eps", format!("eps {}: a small positive number", vit.eps)));
+            }
+            if (vit.pool == TokenPool::Attention) != vit.pool_heads.is_some() {
+                let what = "pool_heads goes with pool = \"attention\", and only with it";
+                return Err(("pool", what.into()));
+            }
+        }
         if let Tissue::Clam(clam) = &self.tissue
             && (clam.median % 2 == 0 || clam.median > 255)
         {
             return Err(("median", format!("median {}: odd, at most 255", clam.median)));
         }
+        check_stain(&self.stain)?;
         match &self.bag {
             Some(bag) if bag.size == 0 => return Err(("size", "bag size 0".into())),
             None if self.encoder.bn_mode == BnMode::Batch => {
@@ -359,10 +570,22 @@ impl Recipe {
             }
             _ => {}
         }
+        for (i, segmenter) in self.segmenters.iter().enumerate() {
+            file("weights", &segmenter.weights)?;
+            segmenter.check()?;
+            if self.segmenters[..i].iter().any(|s| s.name == segmenter.name) {
+                return Err(("name", format!("segmenter {:?} is named twice", segmenter.name)));
+            }
+        }
         for (i, head) in self.heads.iter().enumerate() {
             file("weights", &head.weights)?;
             if self.heads[..i].iter().any(|h| h.name == head.name) {
                 return Err(("name", format!("head {:?} is named twice", head.name)));
+            }
+            if let Some(Aggregate::Percentile(q)) = head.aggregate
+                && !(0.0..=1.0).contains(&q)
+            {
+                return Err(("aggregate", format!("percentile {q}: a fraction from 0 to 1")));
             }
             for clinical in &head.clinical {
                 if let Clinical::Number { column, sd, mean } = clinical
@@ -383,6 +606,66 @@ impl Recipe {
         let resized = self.preprocess.resize.unwrap_or(self.tiles.size_px);
         self.preprocess.crop.unwrap_or(resized)
     }
+}
+
+impl Preprocess {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.std.iter().any(|&s| !(s.is_finite() && s > 0.0)) {
+            return Err(("std", "std must be positive".into()));
+        }
+        if self.mean.iter().any(|m| !m.is_finite()) {
+            return Err(("mean", "mean must be finite".into()));
+        }
+        Ok(())
+    }
+}
+
+impl Segmenter {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        self.preprocess.check()?;
+        if self.preprocess.crop.is_some() {
+            return Err(("crop", format!("segmenter {:?}: pictures are not cropped", self.name)));
+        }
+        if self.preprocess.resize.is_some_and(|side| !(1..=4096).contains(&side)) {
+            return Err(("resize", format!("segmenter {:?}: resize 1 to 4096", self.name)));
+        }
+        let heads = &self.heads;
+        let twice = (1..heads.len()).any(|i| heads[..i].contains(&heads[i]));
+        if twice || heads.iter().any(|k| !(1..=4).contains(k)) {
+            let what = format!("segmenter {:?}: heads from 1 to 4, each once", self.name);
+            return Err(("heads", what));
+        }
+        Ok(())
+    }
+}
+
+fn check_stain(stain: &Stain) -> Result<(), (&'static str, String)> {
+    let all = |values: &[f64], ok: fn(f64) -> bool| values.iter().all(|&v| v.is_finite() && ok(v));
+    match stain {
+        Stain::None => {}
+        Stain::Macenko(m) => {
+            if !all(&[m.light], |v| (1.0..=256.0).contains(&v)) {
+                return Err(("light", format!("light {}: 1 to 256", m.light)));
+            }
+            if !all(&[m.alpha], |v| (0.0..50.0).contains(&v)) {
+                return Err(("alpha", format!("alpha {}: 0 to below 50 percent", m.alpha)));
+            }
+            if !all(&[m.beta], |v| v >= 0.0) {
+                return Err(("beta", "beta must be an optical density of at least 0".into()));
+            }
+            let colours = [m.target.haematoxylin, m.target.eosin];
+            let black = colours.iter().any(|c| !all(c, |_| true) || c.iter().sum::<f64>() <= 0.0);
+            if black || !all(&m.target.max, |v| v > 0.0) {
+                return Err(("target", "target: stains must absorb light, max must be > 0".into()));
+            }
+        }
+        Stain::Reinhard(r) => {
+            if !all(&r.target.mean, |_| true) || !all(&r.target.sd, |v| v > 0.0) {
+                return Err(("target", "target: mean and sd must be finite, sd > 0".into()));
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -419,6 +702,7 @@ family = "vgg16_bn"
             ("size_px = 256", "size_px = 0", 7, "size_px 0"),
             ("family = \"vgg16_bn\"", "family = \"vgg16_bn\"\nbn_mode = \"batch\"", 14, "[bag]"),
             ("schema = 1", "schema = 2", 1, "schema 2"),
+            ("[encoder]", "[stain]\nmethod = \"macenko\"\nalpha = 50\n[encoder]", 14, "below 50"),
             (
                 "family = \"vgg16_bn\"",
                 "family = \"vgg16_bn\"\nweights = \"../x.safetensors\"",

@@ -3,9 +3,11 @@
 
     export.py export resnet50 --seed 1 -o PKG            random weights, calibrated batch norm
     export.py export vgg16_bn --checkpoint FILE -o PKG   a state dict of torchvision's layout
+    export.py export smp-unet-resnet34 --seed 1 -o PKG   a segmenter
     export.py golden -o tests/golden/models              what tests/models.rs compares with
 
-Needs numpy, torch, torchvision and safetensors (PyPI); timm (PyPI) for `--source timm`.
+Needs numpy, torch, torchvision and safetensors (PyPI); timm (PyPI) for `--source timm`,
+segmentation_models_pytorch (PyPI) for the families called smp-*.
 A package made here is for testing and for encoders of one's own; published checkpoints are imported
 by `histokern import`, which needs none of this.
 """
@@ -16,8 +18,9 @@ import tempfile
 
 import numpy as np
 import torch
-import torchvision
 from safetensors.numpy import save_file
+
+import families
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -66,6 +69,8 @@ def formula(name, shape):
         values = np.float32(0.25) + np.float32(0.0625) * u
     elif name.endswith(".weight"):
         values = np.float32(1) + np.float32(0.25) * u
+    elif name.endswith("running_var"):
+        values = np.float32(1) + np.float32(0.75) * u
     else:
         values = np.float32(0.1) * u
     return values.reshape(shape)
@@ -90,27 +95,12 @@ def pictures(name, count, side):
 # ---------------------------------------------------------------------------------------------
 # Models
 
-def encoder_of(name, source="torchvision", weights=None):
+def encoder_of(name, source="torchvision", weights=None, stage=None):
     """The network without its classifier: NCHW pictures in, features out."""
     if source == "timm":
         import timm
         return timm.create_model(name, pretrained=False, num_classes=0)
-    model = getattr(torchvision.models, name)(weights=weights)
-    if name.startswith("resnet"):
-        model.fc = torch.nn.Identity()
-    elif name.startswith("vgg"):
-        model.classifier = torch.nn.Identity()
-    else:
-        sys.exit(f"{name}: only vgg* and resnet* are encoder families")
-    return model
-
-
-def truncate_resnet(model, stage):
-    """Leaves out the stages behind `stage`: layer3 keeps layer1 to layer3."""
-    last = int(stage.removeprefix("layer"))
-    for i in range(last + 1, 5):
-        setattr(model, f"layer{i}", torch.nn.Identity())
-    return model
+    return families.encoder_of(name, stage, weights=weights)
 
 
 def normalise(u8):
@@ -119,19 +109,15 @@ def normalise(u8):
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
-def norms(model):
-    return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-
-
 def calibrate(model, u8):
     """Sets running statistics to those of `u8`, rounded to FP16, which is how they are stored."""
-    for m in norms(model):
+    for m in families.norms(model):
         m.reset_running_stats()
         m.momentum = 1.0
     model.train()
     with torch.no_grad():
         model(normalise(u8))
-    for m in norms(model):
+    for m in families.norms(model):
         m.running_mean.copy_(m.running_mean.half().float())
         m.running_var.copy_(m.running_var.half().float().clamp_min(2.0**-14))
     model.eval()
@@ -146,9 +132,7 @@ def save(arrays, path):
 def arrays_of(model):
     """State dict as a package stores it: FP16 from two dimensions up, f32 for vectors."""
     out = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
+    for name, tensor in families.state_of(model).items():
         value = tensor.detach().cpu().numpy()
         out[name] = value.astype(np.float16) if value.ndim >= 2 else value.astype(np.float32)
         if not np.isfinite(out[name]).all():
@@ -181,19 +165,55 @@ size_px = {side}
 mpp = {mpp}
 
 [preprocess]
-mean = [0.485, 0.456, 0.406]
-std = [0.229, 0.224, 0.225]
+{normalisation}
 
 [encoder]
+family = "{family}"
+{more}"""
+
+NORMALISATION = "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]"
+
+SEGMENTER = """
+[[segmenter]]
+name = "{model}"
 family = "{model}"
-{truncate}"""
+weights = "segmenter.safetensors"
+output = "{output}"
+
+[segmenter.preprocess]
+{normalisation}
+"""
+
+
+def write_package(folder, model, name, arrays, licence, source, side, mpp=0.5, truncate=None,
+                  output=None):
+    """A package of arrays under the keys of the family `model`; a segmenter's if `output` says what
+    its map holds."""
+    if os.path.exists(folder):
+        sys.exit(f"{folder}: already exists")
+    parent = os.path.dirname(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=parent)
+    os.chmod(temporary, 0o755)
+    file = "segmenter.safetensors" if output else "encoder.safetensors"
+    save(arrays, os.path.join(temporary, file))
+    more = f'truncate = "{truncate}"\n' if truncate else ""
+    if output:
+        more = SEGMENTER.format(model=model, output=output, normalisation=NORMALISATION)
+    with open(os.path.join(temporary, "recipe.toml"), "w") as f:
+        f.write(RECIPE.format(name=name, model=model, family="none" if output else model, more=more,
+                              licence=licence, source=source, side=side, mpp=mpp,
+                              normalisation=NORMALISATION))
+    os.rename(temporary, folder)
 
 
 def export(args):
     torch.manual_seed(args.seed)
-    model = encoder_of(args.model, args.source)
-    if args.truncate:
-        truncate_resnet(model, args.truncate)
+    segmenter = families.is_segmenter(args.model)
+    if segmenter:
+        model = families.segmenter_of(args.model)
+    else:
+        model = encoder_of(args.model, args.source, stage=args.truncate)
     if args.checkpoint:
         state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
         for wrapper in ("state_dict", "model_state_dict", "model"):
@@ -209,18 +229,9 @@ def export(args):
         calibrate(model, pictures("calibration", 8, args.side))
         source = f"{args.source} {args.model}, random weights, seed {args.seed}: for tests only"
         licence = "CC0-1.0"
-    if os.path.exists(args.output):
-        sys.exit(f"{args.output}: already exists")
-    parent = os.path.dirname(os.path.abspath(args.output))
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=parent)
-    os.chmod(temporary, 0o755)
-    save(arrays_of(model), os.path.join(temporary, "encoder.safetensors"))
-    with open(os.path.join(temporary, "recipe.toml"), "w") as f:
-        f.write(RECIPE.format(name=os.path.basename(args.output.rstrip("/")), model=args.model,
-                              licence=licence, source=source, side=args.side, mpp=args.mpp,
-                              truncate=f'truncate = "{args.truncate}"\n' if args.truncate else ""))
-    os.rename(temporary, args.output)
+    write_package(args.output, args.model, os.path.basename(args.output.rstrip("/")),
+                  arrays_of(model), licence, source, args.side, args.mpp, args.truncate,
+                  "sigmoid" if segmenter else None)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -238,9 +249,7 @@ ENCODERS = [
 
 def golden_encoder(output, file, name, stage, side, tiles, batch, step):
     def build():
-        model = encoder_of(name)
-        if stage:
-            truncate_resnet(model, stage)
+        model = encoder_of(name, stage=stage)
         state = model.state_dict()
         for key, tensor in state.items():
             if tensor.ndim and "running_" not in key:
@@ -355,13 +364,14 @@ def golden(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(required=True)
-    p = verbs.add_parser("export", help="a torchvision or timm model as a package")
-    p.add_argument("model", help="vgg16_bn, resnet50, ...")
+    p = verbs.add_parser("export", help="a torchvision, timm or segmentation model as a package")
+    p.add_argument("model", help="vgg16_bn, densenet121, unet, smp-unet-resnet34, ...")
     p.add_argument("-o", "--output", required=True, help="folder to write")
     p.add_argument("--source", choices=["torchvision", "timm"], default="torchvision")
     p.add_argument("--checkpoint", help="state dict; without it, random weights")
     p.add_argument("--seed", type=int, default=0, help="of the random weights")
-    p.add_argument("--truncate", choices=["layer1", "layer2", "layer3"], help="last ResNet stage")
+    p.add_argument("--truncate", choices=["layer1", "layer2", "layer3", "features"],
+                   help="last ResNet stage; features: a DenseNet's, as BALNMP takes them")
     p.add_argument("--side", type=int, default=224, help="input size in pixels")
     p.add_argument("--mpp", type=float, default=0.5, help="micrometres per pixel of the recipe")
     p.set_defaults(run=export)

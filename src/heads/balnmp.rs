@@ -13,7 +13,7 @@ const MAX_REPEATS: usize = 100;
 pub fn build(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
     const FC1: &str = "attention_aggregator.fc1.0";
     let features = builder.features(&format!("{FC1}.weight"))?;
-    let Builder { graph, weights, clinical } = builder;
+    let Builder { graph, weights, clinical, single, .. } = builder;
     let fc1 = weights.dense(graph, FC1)?;
     let h = linear(graph, fc1, Act::Relu, features)?;
 
@@ -25,7 +25,7 @@ pub fn build(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
 
     let hidden = weights.dense(graph, "classifier.0")?;
     let output = weights.dense(graph, "classifier.2")?;
-    let pooled = pool(graph, [scores, h], *clinical, hidden)?;
+    let pooled = pool(graph, [scores, h], *clinical, *single, hidden)?;
     let x = linear(graph, hidden, Act::Relu, pooled)?;
     Ok([linear(graph, output, Act::None, x)?, scores])
 }
@@ -40,6 +40,7 @@ fn pool(
     graph: &mut Graph,
     [scores, h]: [TensorId; 2],
     clinical: usize,
+    single: bool,
     classifier: Dense,
 ) -> Result<TensorId> {
     let width = graph.shape(h).channels();
@@ -48,7 +49,10 @@ fn pool(
         return Err(Error::weights(format!("classifier reads {input} values, {width} are pooled")));
     };
     if clinical == 0 && room == 0 {
-        return graph.push(Op::AttentionPool, &[scores, h]);
+        return match single {
+            true => Ok(h),
+            false => graph.push(Op::AttentionPool, &[scores, h]),
+        };
     }
     let fits = clinical > 0 && room.is_multiple_of(clinical);
     if !fits || !(1..=MAX_REPEATS).contains(&(room / clinical)) {

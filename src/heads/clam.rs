@@ -3,16 +3,25 @@
 
 use super::Builder;
 use crate::error::{Error, Result};
-use crate::graph::{Act, Dense, Epilogue, Op, ParamData, ParamId, TensorId};
+use crate::graph::{Act, Dense, Epilogue, Op, ParamData, ParamId, Reduce, TensorId};
 
 /// `h = relu(W f)`, gated attention over the bag, one linear layer on the pooled `h`.
 pub fn single(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
     let [scores, pooled] = attention(builder)?;
-    let Builder { graph, weights, .. } = builder;
-    let classifier = weights.first_of(&["classifiers", "classifiers.0"])?;
-    let Dense { weight, bias } = weights.dense(graph, classifier)?;
-    let epilogue = Epilogue { bias, ..Default::default() };
-    Ok([graph.push(Op::Linear { weight, epilogue }, &[pooled])?, scores])
+    let classifier = builder.weights.first_of(&["classifiers", "classifiers.0"])?;
+    Ok([builder.linear(classifier, Act::None, pooled)?, scores])
+}
+
+/// As [`single`], but the mean of all `h` is classified and attention only shown: HistCode's
+/// CLAM_SB_Pool.
+pub fn pooled(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
+    let [h, scores] = scores(builder)?;
+    let mean = match builder.single {
+        true => h,
+        false => builder.graph.push(Op::BagReduce { reduce: Reduce::Mean }, &[h])?,
+    };
+    let classifier = builder.weights.first_of(&["classifiers", "classifiers.0"])?;
+    Ok([builder.linear(classifier, Act::None, mean)?, scores])
 }
 
 /// As [`single`], but every class has its own attention and reads only what that pooled.
@@ -26,6 +35,12 @@ pub fn multiple(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
 
 /// Scores per row and branch, and what they pool.
 fn attention(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
+    let [h, scores] = scores(builder)?;
+    Ok([scores, builder.attend(scores, h)?])
+}
+
+/// The hidden layer, and scores per row and branch.
+fn scores(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
     if builder.clinical > 0 {
         return Err(Error::usage("a CLAM head takes no clinical values"));
     }
@@ -42,8 +57,7 @@ fn attention(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
     let u = Some(weights.dense(graph, &format!("{gate}attention_b.0"))?);
     let w = weights.dense(graph, &format!("{gate}attention_c"))?;
     let scores = graph.push(Op::AttentionScore { v, u, w }, &[h])?;
-    let pooled = graph.push(Op::AttentionPool, &[scores, h])?;
-    Ok([scores, pooled])
+    Ok([h, scores])
 }
 
 /// `classifiers.<c>.{weight [1, C], bias [1]}` of every class, one below the other.

@@ -55,26 +55,34 @@ impl Table {
         Ok(Table { file: file.into(), columns, rows })
     }
 
+    /// The cell of one patient in a column, as it is.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when the patient or the column is missing.
+    pub fn cell(&self, patient: &str, column: &str) -> Result<&str> {
+        let cells = self
+            .rows
+            .get(patient)
+            .ok_or_else(|| Error::usage(format!("{}: no patient {patient:?}", self.file)))?;
+        let at = self
+            .columns
+            .iter()
+            .position(|c| c == column)
+            .ok_or_else(|| Error::usage(format!("{}: no column {column:?}", self.file)))?;
+        Ok(cells.get(at).map_or("", String::as_str))
+    }
+
     /// The network's clinical input for one patient, in the order of `inputs`.
     ///
     /// # Errors
     /// [`crate::Kind::Usage`] when the patient or a column is missing, [`crate::Kind::Malformed`]
     /// naming patient, column and cell when a cell is empty or cannot be read.
     pub fn vector(&self, patient: &str, inputs: &[Clinical]) -> Result<Vec<f32>> {
-        let cells = self
-            .rows
-            .get(patient)
-            .ok_or_else(|| Error::usage(format!("{}: no patient {patient:?}", self.file)))?;
         inputs
             .iter()
             .map(|input| {
                 let (Clinical::Number { column, .. } | Clinical::Flag { column, .. }) = input;
-                let at =
-                    self.columns.iter().position(|c| c == column).ok_or_else(|| {
-                        Error::usage(format!("{}: no column {column:?}", self.file))
-                    })?;
-                let cell = cells.get(at).map_or("", String::as_str);
-                value(input, cell).map_err(|e| {
+                value(input, self.cell(patient, column)?).map_err(|e| {
                     e.context(format!("{}: patient {patient:?}: column {column:?}", self.file))
                 })
             })

@@ -44,6 +44,20 @@ fn transform(transform: Transform, y: f64) -> f64 {
     }
 }
 
+/// Predictions of single tiles, `[N, outputs]`, as a person reads them: probabilities of the classes,
+/// or the transformed value of a regression.
+///
+/// # Errors
+/// As [`predict`].
+pub fn tile_values(head: &Head, logits: &[f32]) -> Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(logits.len());
+    for row in logits.chunks_exact(head.outputs.max(1)) {
+        let prediction = predict(head, row)?;
+        values.extend(prediction.probabilities.iter().chain(&prediction.value).map(|&v| v as f32));
+    }
+    Ok(values)
+}
+
 /// Attention weights from raw scores `[N, branches]`: each column's softmax over the N rows.
 pub fn attention(scores: &[f32], branches: usize) -> Vec<f32> {
     let mut weights = vec![0.0; scores.len()];

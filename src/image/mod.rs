@@ -7,9 +7,10 @@
 pub mod colour;
 pub mod draw;
 pub mod filter;
+pub mod pad;
 pub mod resample;
 
-pub use resample::Resampler;
+pub use resample::{FilterTable, Resampler};
 
 use crate::error::{Error, Result};
 

@@ -38,6 +38,17 @@ pub struct Resampler {
     vertical: Option<Axis>,
 }
 
+/// The filter of one axis: of each output sample the first input sample and their number, and as
+/// many weights with 22 fraction bits as the widest has samples.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the type's text names its fields")]
+pub struct FilterTable {
+    /// Input samples there are.
+    pub length: usize,
+    pub bounds: Vec<(usize, usize)>,
+    pub weights: Vec<i32>,
+}
+
 /// Filter weights along one axis.
 #[derive(Clone, Debug)]
 struct Axis {
@@ -99,6 +110,25 @@ impl Resampler {
             horizontal: axis(in_w, left, right, out_w),
             vertical: axis(in_h, top, bottom, out_h),
         })
+    }
+
+    /// The filter of each axis, `[vertical, horizontal]`, as whole numbers: for a device that must
+    /// give the same bytes. Where a pass would copy, its filter is one weight of 1.
+    pub fn filters(&self) -> [FilterTable; 2] {
+        let [in_w, in_h] = self.in_size;
+        let table = |axis: &Option<Axis>, length: usize| match axis {
+            Some(axis) => {
+                let whole = |w: &[i16; 2]| (i32::from(w[0]) << SPLIT_BITS) + i32::from(w[1]);
+                let weights = axis.weights.iter().map(whole).collect();
+                FilterTable { length, bounds: axis.bounds.clone(), weights }
+            }
+            None => FilterTable {
+                length,
+                bounds: (0..length).map(|i| (i, 1)).collect(),
+                weights: vec![1 << PRECISION_BITS; length],
+            },
+        };
+        [table(&self.vertical, in_h), table(&self.horizontal, in_w)]
     }
 
     /// `[W, H]` of the output.

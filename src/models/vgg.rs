@@ -1,8 +1,9 @@
 //! VGG (Simonyan & Zisserman 2015) without its classifier, by torchvision's `features.<k>` keys.
 
-use super::layers::{Builder, Then};
+use super::layers::{Builder, Then, same};
+use super::{flat_pooled, whole};
 use crate::error::{Error, Result};
-use crate::graph::{Act, Op, Shape, TensorId, Window};
+use crate::graph::{Act, Op, TensorId, Window};
 
 /// Side of the map the features are pooled to before they are flattened.
 const POOLED: usize = 7;
@@ -16,9 +17,7 @@ pub fn build(
     bn: bool,
     truncate: Option<&str>,
 ) -> Result<TensorId> {
-    if let Some(stage) = truncate {
-        return Err(Error::usage(format!("truncate {stage:?}: a VGG cannot be truncated")));
-    }
+    whole(truncate, "a VGG")?;
     if builder.batch_statistics && !bn {
         return Err(Error::usage("bn_mode \"batch\": this VGG has no batch norm"));
     }
@@ -27,15 +26,14 @@ pub fn build(
     for &count in convs {
         for _ in 0..count {
             let norm = format!("features.{}", index + 1);
-            let then = Then { norm: bn.then_some(norm.as_str()), residual: None, act: Act::Relu };
-            x = builder.conv(x, &format!("features.{index}"), Window::square(3, 1, 1), then)?;
+            let then = Then { norm: bn.then_some(norm.as_str()), ..Then::bias(Act::Relu) };
+            x = builder.conv(x, &format!("features.{index}"), same(3), then)?;
             index += if bn { 3 } else { 2 };
         }
-        x = builder.graph.push(Op::MaxPool { window: Window::square(2, 2, 0) }, &[x])?;
+        x = builder
+            .graph
+            .push(Op::MaxPool { window: Window::square(2, 2, 0), ceil_mode: false }, &[x])?;
         index += 1;
     }
-    if !matches!(builder.graph.shape(x), Shape::Map { h: POOLED, w: POOLED, .. }) {
-        x = builder.graph.push(Op::AdaptiveAvgPool { h: POOLED, w: POOLED }, &[x])?;
-    }
-    builder.graph.push(Op::Flatten, &[x])
+    flat_pooled(&mut builder.graph, x, POOLED)
 }

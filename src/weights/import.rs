@@ -3,7 +3,7 @@
 //! A layout is one function from a state-dict key to its [`Fate`]. It decides by name alone; that
 //! every tensor has its place and its shape is checked by building the model afterwards.
 
-use super::Tensors;
+use super::{Tensors, inception};
 use crate::error::Result;
 
 /// What becomes of one tensor of a checkpoint.
@@ -13,6 +13,8 @@ pub enum Fate {
     Encoder(String),
     /// It goes into the head under this name.
     Head(String),
+    /// It goes into the segmenter under this name.
+    Segmenter(String),
     /// It is not needed for inference, for this reason.
     Drop(&'static str),
     /// The layout does not know it.
@@ -30,6 +32,16 @@ pub enum Layout {
     HistcodeEncoder,
     /// CLAM_SB, CLAM_MB and HistCode's regressions.
     Clam,
+    /// Attention MIL by its authors' names.
+    Abmil,
+    /// The last layer of a classifier or regression, whose encoder is imported on its own.
+    LastLayer,
+    /// Keras's Inception V3, its layers by rank.
+    KerasInception,
+    /// A segmentation network under the names of its family.
+    Segmenter,
+    /// A vision transformer by the keys of timm, DINOv2, transformers or CONCH.
+    Vit,
 }
 
 impl Layout {
@@ -38,7 +50,15 @@ impl Layout {
         match family {
             "balnmp" => Layout::Balnmp,
             "histcode-encoder" => Layout::HistcodeEncoder,
-            "clam-sb" | "clam-mb" => Layout::Clam,
+            "clam-sb" | "clam-mb" | "clam-sb-pool" => Layout::Clam,
+            "abmil" => Layout::Abmil,
+            "tile-linear" | "pool-linear" => Layout::LastLayer,
+            "inception_v3_keras" => Layout::KerasInception,
+            "unet" | "nested-unet" => Layout::Segmenter,
+            _ if family.starts_with("smp-") || family.starts_with("deeplabv3_") => {
+                Layout::Segmenter
+            }
+            "vit" => Layout::Vit,
             _ => Layout::Torchvision,
         }
     }
@@ -55,6 +75,11 @@ impl Layout {
             Layout::Balnmp => balnmp(&key),
             Layout::HistcodeEncoder => histcode_encoder(&key),
             Layout::Clam => clam(&key),
+            Layout::Abmil => abmil(&key),
+            Layout::LastLayer => last_layer(&key),
+            Layout::KerasInception => keras_inception(&key),
+            Layout::Segmenter => segmenter(&key),
+            Layout::Vit => vit(&key),
         }
     }
 }
@@ -63,7 +88,55 @@ fn torchvision(key: &str) -> Fate {
     if key.starts_with("classifier.") || key.starts_with("fc.") {
         return Fate::Drop("the classifier of the pretraining");
     }
-    Fate::Encoder(key.into())
+    if ["AuxLogits.", "aux1.", "aux2."].iter().any(|aux| key.starts_with(aux)) {
+        return Fate::Drop("a classifier for training only");
+    }
+    Fate::Encoder(dense_layer(key))
+}
+
+/// The first DenseNet checkpoints have `norm.1` where later ones have `norm1`.
+fn dense_layer(key: &str) -> String {
+    let old = [
+        ("norm.1.", "norm1."),
+        ("conv.1.", "conv1."),
+        ("norm.2.", "norm2."),
+        ("conv.2.", "conv2."),
+    ];
+    match old
+        .iter()
+        .find(|(old, _)| key.contains(".denselayer") && key.contains(&format!(".{old}")))
+    {
+        Some((old, new)) => key.replace(&format!(".{old}"), &format!(".{new}")),
+        None => key.into(),
+    }
+}
+
+fn keras_inception(key: &str) -> Fate {
+    if key.starts_with("predictions.") {
+        return Fate::Drop("the classifier of the pretraining");
+    }
+    if key.starts_with("Conv2d_") || key.starts_with("Mixed_") {
+        return Fate::Encoder(key.into());
+    }
+    inception::torchvision_name(key).map_or(Fate::Unknown, Fate::Encoder)
+}
+
+/// Old files of segmentation_models_pytorch number the parts of DeepLabV3's decoder.
+fn segmenter(key: &str) -> Fate {
+    if key.starts_with("aux_classifier.") || key.starts_with("classification_head.") {
+        return Fate::Drop("a classifier beside the segmentation");
+    }
+    let numbered = [
+        ("decoder.0.", "decoder.aspp."),
+        ("decoder.1.", "decoder.conv."),
+        ("decoder.2.", "decoder.bn."),
+    ];
+    for (old, new) in numbered {
+        if let Some(rest) = key.strip_prefix(old) {
+            return Fate::Segmenter(format!("{new}{rest}"));
+        }
+    }
+    Fate::Segmenter(dense_layer(key))
 }
 
 fn balnmp(key: &str) -> Fate {
@@ -99,6 +172,128 @@ fn clam(key: &str) -> Fate {
     }
 }
 
+fn abmil(key: &str) -> Fate {
+    const HEAD: [&str; 5] =
+        ["attention.", "attention_V.", "attention_U.", "attention_w.", "classifier."];
+    match key {
+        _ if HEAD.iter().any(|p| key.starts_with(p)) => Fate::Head(key.into()),
+        _ if key.starts_with("feature_extractor_part2.0.") => Fate::Head(key.into()),
+        _ if key.starts_with("feature_extractor_part1.") => Fate::Drop("the encoder"),
+        _ => Fate::Unknown,
+    }
+}
+
+fn last_layer(key: &str) -> Fate {
+    match ["fc.", "head.", "classifier."].iter().any(|p| key.starts_with(p)) {
+        true => Fate::Head(key.into()),
+        false => Fate::Drop("the encoder, which is imported by its own family"),
+    }
+}
+
+/// The names of CONCH's two towers around a vision transformer, then the transformer itself.
+fn vit(key: &str) -> Fate {
+    const PARTS: [(&str, &str); 3] = [
+        ("attn_pool_contrast.", "attn_pool."),
+        ("ln_contrast.", "attn_pool.ln_out."),
+        ("trunk.", ""),
+    ];
+    if key.starts_with("text") || key == "logit_scale" {
+        return Fate::Drop("the text tower");
+    }
+    let key = key.strip_prefix("visual.").unwrap_or(key);
+    if key.starts_with("proj_contrast") {
+        return Fate::Drop("the projection to the space shared with text");
+    }
+    if key.starts_with("attn_pool_caption.") || key.starts_with("ln_caption.") {
+        return Fate::Drop("the pooling for captions");
+    }
+    for (from, to) in PARTS {
+        match key.strip_prefix(from) {
+            Some(rest) if to.is_empty() => return transformer(rest),
+            Some(rest) => return Fate::Encoder(format!("{to}{rest}")),
+            None => {}
+        }
+    }
+    transformer(key)
+}
+
+/// timm's names, and what others call the same tensors.
+fn transformer(key: &str) -> Fate {
+    const TOP: [(&str, &str); 6] = [
+        ("register_tokens", "reg_token"),
+        ("embeddings.register_tokens", "reg_token"),
+        ("embeddings.cls_token", "cls_token"),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+        ("layernorm.", "norm."),
+    ];
+    if let Some((block, rest)) = block(key) {
+        return Fate::Encoder(format!("blocks.{block}.{}", inside_block(rest)));
+    }
+    if key.ends_with("mask_token") {
+        return Fate::Drop("a token of the pretraining");
+    }
+    if ["head.", "head_dist.", "pooler."].iter().any(|p| key.starts_with(p)) {
+        return Fate::Drop("the classifier of the pretraining");
+    }
+    let renamed =
+        TOP.iter().find_map(|(from, to)| Some(format!("{to}{}", key.strip_prefix(from)?)));
+    let own = ["cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.", "norm."];
+    match renamed {
+        Some(name) => Fate::Encoder(name),
+        None if own.iter().any(|p| key.starts_with(p)) || key.starts_with("fc_norm.") => {
+            Fate::Encoder(key.into())
+        }
+        None => Fate::Unknown,
+    }
+}
+
+/// The number of the block a key belongs to, and the rest of the key.
+fn block(key: &str) -> Option<(usize, &str)> {
+    let rest = ["blocks.", "encoder.layer.", "encoder.layers.", "layers.", "layer."]
+        .iter()
+        .find_map(|prefix| key.strip_prefix(prefix))?;
+    let (first, rest) = rest.split_once('.')?;
+    // DINOv2 trained in shards writes `blocks.<shard>.<block>`.
+    match rest.split_once('.') {
+        Some((second, rest)) if second.parse::<usize>().is_ok() => {
+            Some((second.parse().ok()?, rest))
+        }
+        _ => Some((first.parse().ok()?, rest)),
+    }
+}
+
+/// What timm calls a tensor of a block.
+fn inside_block(rest: &str) -> String {
+    const NAMES: [(&str, &str); 21] = [
+        ("attention.attention.query.", "attn.q."),
+        ("attention.attention.key.", "attn.k."),
+        ("attention.attention.value.", "attn.v."),
+        ("attention.output.dense.", "attn.proj."),
+        ("attention.q_proj.", "attn.q."),
+        ("attention.k_proj.", "attn.k."),
+        ("attention.v_proj.", "attn.v."),
+        ("attention.o_proj.", "attn.proj."),
+        ("layernorm_before.", "norm1."),
+        ("layernorm_after.", "norm2."),
+        ("intermediate.dense.", "mlp.fc1."),
+        ("output.dense.", "mlp.fc2."),
+        ("layer_scale1.lambda1", "ls1.gamma"),
+        ("layer_scale2.lambda1", "ls2.gamma"),
+        ("mlp.weights_in.", "mlp.fc1."),
+        ("mlp.weights_out.", "mlp.fc2."),
+        ("mlp.w12.", "mlp.fc1."),
+        ("mlp.w3.", "mlp.fc2."),
+        ("mlp.down_proj.", "mlp.fc2."),
+        ("mlp.gate_proj.", "mlp.gate."),
+        ("mlp.up_proj.", "mlp.value."),
+    ];
+
+    let renamed =
+        NAMES.iter().find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)));
+    renamed.unwrap_or_else(|| rest.to_string())
+}
+
 /// A checkpoint sorted by a layout.
 #[derive(Debug)]
 pub struct Sorted {
@@ -106,6 +301,8 @@ pub struct Sorted {
     pub encoder: Tensors,
     /// Tensors of the head under their package names.
     pub head: Tensors,
+    /// Tensors of the segmenter under their package names.
+    pub segmenter: Tensors,
     /// Every tensor of the checkpoint and what became of it.
     pub fates: Vec<(String, Fate)>,
 }
@@ -124,7 +321,11 @@ pub fn sort(checkpoint: &Tensors, layout: Layout) -> Result<Sorted> {
         Fate::Head(name) => Some(name),
         _ => None,
     })?;
-    Ok(Sorted { encoder, head, fates })
+    let segmenter = checkpoint.renamed(|key| match layout.fate(key) {
+        Fate::Segmenter(name) => Some(name),
+        _ => None,
+    })?;
+    Ok(Sorted { encoder, head, segmenter, fates })
 }
 
 #[cfg(test)]
@@ -165,6 +366,62 @@ mod tests {
                 Fate::Drop("instance clustering, for training only"),
             ),
             (Layout::Clam, "fc.weight", Fate::Unknown),
+            (Layout::Abmil, "attention_V.0.weight", head("attention_V.0.weight")),
+            (Layout::Abmil, "feature_extractor_part1.0.weight", Fate::Drop("the encoder")),
+            (Layout::LastLayer, "fc.bias", head("fc.bias")),
+            (
+                Layout::LastLayer,
+                "Mixed_7c.branch1x1.bn.bias",
+                Fate::Drop("the encoder, which is imported by its own family"),
+            ),
+            (
+                Layout::Torchvision,
+                "features.denseblock1.denselayer2.norm.1.running_var",
+                encoder("features.denseblock1.denselayer2.norm1.running_var"),
+            ),
+            (
+                Layout::Torchvision,
+                "AuxLogits.conv0.conv.weight",
+                Fate::Drop("a classifier for training only"),
+            ),
+            (
+                Layout::KerasInception,
+                "batch_normalization_5.bias",
+                encoder("Mixed_5b.branch1x1.bn.bias"),
+            ),
+            (Layout::KerasInception, "conv2d_94.weight", Fate::Unknown),
+            (
+                Layout::Segmenter,
+                "module.decoder.0.project.1.bias",
+                Fate::Segmenter("decoder.aspp.project.1.bias".into()),
+            ),
+            (
+                Layout::Segmenter,
+                "encoder.features.denseblock3.denselayer24.conv.2.weight",
+                Fate::Segmenter("encoder.features.denseblock3.denselayer24.conv2.weight".into()),
+            ),
+            (
+                Layout::Segmenter,
+                "aux_classifier.4.bias",
+                Fate::Drop("a classifier beside the segmentation"),
+            ),
+            (Layout::Vit, "blocks.3.attn.qkv.bias", encoder("blocks.3.attn.qkv.bias")),
+            (Layout::Vit, "blocks.2.17.mlp.w12.weight", encoder("blocks.17.mlp.fc1.weight")),
+            (Layout::Vit, "register_tokens", encoder("reg_token")),
+            (
+                Layout::Vit,
+                "encoder.layer.11.attention.attention.value.bias",
+                encoder("blocks.11.attn.v.bias"),
+            ),
+            (Layout::Vit, "encoder.layer.0.output.dense.bias", encoder("blocks.0.mlp.fc2.bias")),
+            (Layout::Vit, "layers.0.mlp.up_proj.weight", encoder("blocks.0.mlp.value.weight")),
+            (Layout::Vit, "embeddings.position_embeddings", encoder("pos_embed")),
+            (Layout::Vit, "embeddings.mask_token", Fate::Drop("a token of the pretraining")),
+            (Layout::Vit, "visual.trunk.pos_embed", encoder("pos_embed")),
+            (Layout::Vit, "visual.ln_contrast.bias", encoder("attn_pool.ln_out.bias")),
+            (Layout::Vit, "visual.attn_pool_contrast.query", encoder("attn_pool.query")),
+            (Layout::Vit, "text.cls_emb", Fate::Drop("the text tower")),
+            (Layout::Vit, "decoder.weight", Fate::Unknown),
         ] {
             assert_eq!(layout.fate(key), fate, "{key}");
         }

@@ -1,14 +1,17 @@
-//! Weights: named tensors of a safetensors or PyTorch file, and the packages made of them.
+//! Weights: named tensors of a safetensors, PyTorch or Keras file, and the packages made of them.
 //!
 //! [`Tensors`] reads a file through a memory map and knows nothing of models. [`Reader`] turns its
 //! tensors into graph parameters and remembers which were used. [`Package`] is a folder with a
 //! recipe and its weights, and [`import`] makes one from the checkpoint of a known system.
 
 pub mod import;
+mod inception;
+mod keras_file;
 mod package;
 mod pickle;
 mod reader;
 mod safetensors_file;
+pub mod snapshot;
 mod tensor;
 mod torch_file;
 
@@ -73,7 +76,8 @@ impl std::fmt::Debug for Tensors {
 }
 
 impl Tensors {
-    /// Opens a `.safetensors`, `.pth`, `.pt` or `.pth.tar` file; what it is, is told by its bytes.
+    /// Opens a `.safetensors`, `.pth`, `.pt`, `.pth.tar` or Keras `.h5` file; what it is, is told by
+    /// its bytes.
     ///
     /// The file is mapped and must not be changed while the value lives: on Linux truncating a
     /// mapped file kills its readers. Replacing it by a rename is safe.
@@ -107,6 +111,10 @@ impl Tensors {
     }
 
     fn parse(path: &Path, bytes: Bytes) -> Result<Tensors> {
+        if keras_file::is_hdf5(&bytes) {
+            let (contents, data) = keras_file::read(&bytes)?;
+            return Ok(Tensors::new(path, Bytes::Owned(data), contents));
+        }
         let contents = if torch_file::is_zip(&bytes) {
             torch_file::read_zip(&bytes)?
         } else if torch_file::is_legacy(&bytes) {
@@ -114,8 +122,12 @@ impl Tensors {
         } else {
             safetensors_file::read(&bytes)?
         };
+        Ok(Tensors::new(path, bytes, contents))
+    }
+
+    fn new(path: &Path, bytes: Bytes, contents: Contents) -> Tensors {
         let Contents { entries, ignored } = contents;
-        Ok(Tensors { path: path.into(), bytes: Arc::new(bytes), entries, ignored })
+        Tensors { path: path.into(), bytes: Arc::new(bytes), entries, ignored }
     }
 
     /// The file, for messages.

@@ -2,7 +2,7 @@
 
 use super::{Rounded, Tensor, Tensors};
 use crate::error::{Context, Error, Result};
-use crate::recipe::{BnMode, Head, Recipe};
+use crate::recipe::{BnMode, Head, NO_ENCODER, Recipe};
 use half::f16;
 use safetensors::tensor::View;
 use sha2::{Digest, Sha256};
@@ -24,7 +24,8 @@ pub struct Package {
     /// SHA-256 in hex of the recipe and of every weights file: two packages with the same id give
     /// the same results. Comments and the order of keys in the recipe do not count.
     pub recipe_id: String,
-    /// As `recipe_id`, of what features depend on: everything but heads and, unless batch norm looks at them, bags.
+    /// As `recipe_id`, of what features depend on: everything but heads, segmenters and,
+    /// unless batch norm looks at them, bags.
     pub encoder_id: String,
 }
 
@@ -45,13 +46,15 @@ impl Package {
             names.iter().map(|name| file_hash(&dir.join(name))).collect()
         };
         let encoder = hash(&[&recipe.encoder.weights])?;
-        let heads = hash(&recipe.heads.iter().map(|h| h.weights.as_str()).collect::<Vec<_>>())?;
+        let segmenters = recipe.segmenters.iter().map(|s| s.weights.as_str());
+        let heads = recipe.heads.iter().map(|h| h.weights.as_str());
+        let others = hash(&segmenters.chain(heads).collect::<Vec<_>>())?;
         // Bags decide features only where batch norm looks at them.
         let bag = recipe.bag.clone().filter(|_| recipe.encoder.bn_mode == BnMode::Batch);
-        let headless = Recipe { heads: Vec::new(), bag, ..recipe.clone() };
+        let headless = Recipe { heads: Vec::new(), segmenters: Vec::new(), bag, ..recipe.clone() };
         Ok(Package {
             dir: dir.into(),
-            recipe_id: id(&recipe, &[encoder.as_slice(), &heads].concat())?,
+            recipe_id: id(&recipe, &[encoder.as_slice(), &others].concat())?,
             encoder_id: id(&headless, &encoder)?,
             recipe,
         })
@@ -60,9 +63,14 @@ impl Package {
     /// The encoder's weights.
     ///
     /// # Errors
-    /// [`crate::Kind::Weights`] when the file is missing, and as [`Tensors::open`].
+    /// [`crate::Kind::Usage`] when the package has no encoder, [`crate::Kind::Weights`] when the
+    /// file is missing, and as [`Tensors::open`].
     pub fn encoder(&self) -> Result<Tensors> {
-        self.tensors(&self.recipe.encoder.weights)
+        if self.recipe.encoder.family == NO_ENCODER {
+            let what = format!("{}: the package has no encoder, it segments", self.dir.display());
+            return Err(Error::usage(what));
+        }
+        self.weights(&self.recipe.encoder.weights)
     }
 
     /// A head's weights.
@@ -70,10 +78,14 @@ impl Package {
     /// # Errors
     /// As [`Package::encoder`].
     pub fn head(&self, head: &Head) -> Result<Tensors> {
-        self.tensors(&head.weights)
+        self.weights(&head.weights)
     }
 
-    fn tensors(&self, name: &str) -> Result<Tensors> {
+    /// A weights file by its name in the recipe.
+    ///
+    /// # Errors
+    /// As [`Package::encoder`].
+    pub fn weights(&self, name: &str) -> Result<Tensors> {
         let path = self.dir.join(name);
         if !path.exists() {
             return Err(Error::weights(format!(

@@ -103,6 +103,46 @@ impl<'a> Reader<'a> {
         graph.param_f16(name, &[k, r, s, c], data)
     }
 
+    /// A 1 x 1 convolution's weight: `[K, C, 1, 1]` in the file, `[K, C]` FP16 in the graph.
+    ///
+    /// # Errors
+    /// As [`Reader::conv`].
+    pub fn conv1x1(&mut self, graph: &mut Graph, name: &str) -> Result<ParamId> {
+        let tensor = self.take(name)?;
+        let &[k, c, 1, 1] = tensor.shape else {
+            return Err(self.misfit(&tensor, "[K, C, 1, 1]"));
+        };
+        let data = tensor.to_f16().map_err(|e| self.locate(e))?.data;
+        graph.param_f16(name, &[k, c], data)
+    }
+
+    /// The weight of a transposed convolution of kernel and stride 2: `[C, K, 2, 2]` in the file,
+    /// `[K, 2, 2, C]` FP16 in the graph.
+    ///
+    /// # Errors
+    /// As [`Reader::conv`].
+    pub fn transposed2x2(&mut self, graph: &mut Graph, name: &str) -> Result<ParamId> {
+        let tensor = self.take(name)?;
+        let &[c, k, 2, 2] = tensor.shape else {
+            return Err(self.misfit(&tensor, "[C, K, 2, 2]"));
+        };
+        let file = tensor.to_f16().map_err(|e| self.locate(e))?.data;
+        let mut data = vec![f16::ZERO; file.len()];
+        for (i, &x) in file.iter().enumerate() {
+            data[i % (4 * k) * c + i / (4 * k)] = x;
+        }
+        graph.param_f16(name, &[k, 2, 2, c], data)
+    }
+
+    /// The filters of a convolution, K of `[K, C, R, S]`, without reading it.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Weights`] when it is missing or has no dimension.
+    pub fn filters(&self, name: &str) -> Result<usize> {
+        let tensor = self.tensors.require(name)?;
+        tensor.shape.first().copied().ok_or_else(|| self.misfit(&tensor, "[K, C, R, S]"))
+    }
+
     /// A linear layer's weight, `[K, C]` FP16.
     ///
     /// # Errors
