@@ -3,23 +3,30 @@
 //! `HISTOKERN_ORACLES` names another oracle file of the same schema and `HISTOKERN_ORACLE_DATA` the
 //! folder of its tables.
 
+#[path = "stats/curves.rs"]
+mod curves;
+#[path = "stats/groups.rs"]
+mod groups;
+#[path = "stats/lrm.rs"]
+mod lrm;
 #[path = "stats/oracles.rs"]
 mod oracle;
 #[path = "stats/table.rs"]
 mod table;
 
 use histokern::stats::intervals::{Interval, clopper_pearson, mercaldo};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-fn given(variable: &str, otherwise: &str) -> PathBuf {
-    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/stats");
-    std::env::var_os(variable).map_or_else(|| golden.join(otherwise), PathBuf::from)
+fn golden() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/stats")
 }
 
-#[test]
-fn oracles() {
-    let file = given("HISTOKERN_ORACLES", "oracles.json");
-    let report = oracle::run(&file, &given("HISTOKERN_ORACLE_DATA", "data"));
+fn given(variable: &str, otherwise: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| golden().join(otherwise), PathBuf::from)
+}
+
+fn compare(file: &Path, data: &Path) {
+    let report = oracle::run(file, data);
     eprintln!("{} values compared with {}", report.compared, file.display());
     assert!(report.compared > 0, "nothing compared");
     assert!(
@@ -28,6 +35,41 @@ fn oracles() {
         report.failures.len(),
         report.failures.join("\n")
     );
+}
+
+#[test]
+fn oracles() {
+    let data = given("HISTOKERN_ORACLE_DATA", "data");
+    compare(&given("HISTOKERN_ORACLES", "oracles.json"), &data);
+}
+
+#[test]
+fn oracles_of_python_packages() {
+    let golden = golden();
+    compare(&golden.join("python.json"), &golden.join("data"));
+}
+
+/// An oracle of a function nobody answers, or with a list cut short, must fail.
+#[test]
+fn unknown_functions_and_short_lists_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("o.json");
+    let failures = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        oracle::run(&file, folder.path()).failures
+    };
+    let unknown =
+        r#"{"oracles": {"x": {"fn": "augury", "data": {}, "args": {}, "expect": {"a": 1}}}}"#;
+    assert!(failures(unknown)[0].contains("unknown oracle function augury"));
+    let q = |q: &str| {
+        let expect = format!(r#""expect": {{"q": {q}}}"#);
+        let case =
+            r#"{"oracles": {"x": {"fn": "false_discovery", "data": {}, "args": {"p": [0.5, 0.5]},"#;
+        failures(&format!("{case} {expect}}}}}}}"))
+    };
+    assert!(q("[0.5, 0.5]").is_empty());
+    assert_eq!(q("[0.5]").len(), 1);
+    assert_eq!(q("[0.5, 0.4]").len(), 1);
 }
 
 /// Printed as a percentage or a proportion with some decimals: the ends may differ by `within`.

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A colour map.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Colormap {
     /// Blue over grey to red.

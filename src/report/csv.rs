@@ -44,6 +44,65 @@ pub fn write_attention(path: &Path, coords: &[[i64; 2]], branches: &[Attention])
     write(path, &header, rows)
 }
 
+/// Writes `tiles.csv`: `x`, `y` in level-0 pixels, then the named columns, each `[N]`.
+///
+/// # Errors
+/// Naming the file: lengths that differ, or the system's.
+pub fn write_tiles(path: &Path, coords: &[[i64; 2]], columns: &[(String, Vec<f64>)]) -> Result<()> {
+    let mut header = vec!["x".to_owned(), "y".to_owned()];
+    for (name, values) in columns {
+        if values.len() != coords.len() {
+            let what = format!("{} numbers of {name} for {} tiles", values.len(), coords.len());
+            return Err(Error::usage(what).context(path.display().to_string()));
+        }
+        header.push(name.clone());
+    }
+    let rows = coords.iter().enumerate().map(|(i, xy)| {
+        let numbers = columns.iter().map(|(_, values)| number(values[i]));
+        xy.iter().map(i64::to_string).chain(numbers).collect()
+    });
+    write(path, &header, rows)
+}
+
+/// Reads places and one column of numbers of a table that [`write_tiles`] wrote.
+///
+/// # Errors
+/// Naming the file, and row or column: it cannot be read, a column is missing, a cell is not a
+/// finite number, or there is no row.
+pub fn read_tiles(path: &Path, column: &str) -> Result<(Vec<[i64; 2]>, Vec<f64>)> {
+    let name = || path.display().to_string();
+    let failed = |e: csv::Error| match e.into_kind() {
+        csv::ErrorKind::Io(e) => Error::io(name(), e),
+        other => Error::malformed(format!("{}: {other:?}", name())),
+    };
+    let mut reader = csv::Reader::from_path(path).map_err(failed)?;
+    let header = reader.headers().map_err(failed)?.clone();
+    let find = |wanted: &str| {
+        header.iter().position(|h| h == wanted).ok_or_else(|| {
+            let there = header.iter().collect::<Vec<_>>().join(", ");
+            Error::malformed(format!("{}: no column {wanted}; there are {there}", name()))
+        })
+    };
+    let (x, y, value) = (find("x")?, find("y")?, find(column)?);
+    let (mut places, mut values) = (Vec::new(), Vec::new());
+    for (row, record) in reader.records().enumerate() {
+        let record = record.map_err(failed)?;
+        let cell = |at: usize| record.get(at).unwrap_or_default();
+        let bad = |at: usize| {
+            let text = cell(at);
+            Error::malformed(format!("{}: row {}: {text:?} is not a number", name(), row + 2))
+        };
+        let whole = |at: usize| cell(at).parse::<i64>().map_err(|_| bad(at));
+        places.push([whole(x)?, whole(y)?]);
+        let number = cell(value).parse::<f64>().ok().filter(|v| v.is_finite());
+        values.push(number.ok_or_else(|| bad(value))?);
+    }
+    if values.is_empty() {
+        return Err(Error::malformed(format!("{}: no row", name())));
+    }
+    Ok((places, values))
+}
+
 /// Writes `attention.csv` for images instead of places: `image`, `bag`, then `raw` and `softmax`
 /// for each of `branches` columns of `[N, branches]` scores.
 ///
@@ -193,12 +252,16 @@ fn most_probable(list: &[(&String, &f64)]) -> String {
 }
 
 /// The shortest text that reads back to the same value, with an exponent where that is shorter.
-fn number(value: impl std::fmt::Debug) -> String {
+pub(super) fn number(value: impl std::fmt::Debug) -> String {
     let text = format!("{value:?}");
     text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
 }
 
-fn write<H: AsRef<[u8]>>(
+/// Writes any table, cells as they are.
+///
+/// # Errors
+/// Naming the file.
+pub fn write<H: AsRef<[u8]>>(
     path: &Path,
     header: &[H],
     rows: impl Iterator<Item = Vec<String>>,

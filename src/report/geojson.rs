@@ -128,7 +128,7 @@ fn tissue_feature(slide: &str, i: usize, contour: &Contour) -> Value {
 }
 
 /// A closed ring; RFC 7946 section 3.1.6 has outlines of positive area and holes of negative.
-fn ring(corners: &[[f64; 2]], outline: bool) -> Value {
+pub(super) fn ring(corners: &[[f64; 2]], outline: bool) -> Value {
     let next = corners.iter().cycle().skip(1);
     let twice_area: f64 = corners.iter().zip(next).map(|(a, b)| a[0] * b[1] - b[0] * a[1]).sum();
     let mut ring: Vec<[Value; 2]> = corners.iter().map(|c| c.map(number)).collect();
@@ -140,14 +140,14 @@ fn ring(corners: &[[f64; 2]], outline: bool) -> Value {
 }
 
 /// Whole numbers without a fraction; what JSON cannot say as QuPath writes it.
-fn number(value: f64) -> Value {
+pub(super) fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 9e15 {
         return Value::from(value as i64);
     }
     serde_json::Number::from_f64(value).map_or_else(|| Value::from(value.to_string()), Value::from)
 }
 
-fn uuid(slide: &str, name: &str) -> String {
+pub(super) fn uuid(slide: &str, name: &str) -> String {
     let hash = Sha256::new().chain_update(slide).chain_update(" ").chain_update(name).finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);

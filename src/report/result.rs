@@ -37,6 +37,10 @@ pub struct SlideResult {
     pub tiles: Tiles,
     /// What was looked at: `2 tissue contours`, `3 annotated regions`, `whole slide`.
     pub regions: String,
+    /// What was done to the colours of the tiles: the method, what was fitted on the slide and the
+    /// target. Absent when nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stain: Option<serde_json::Value>,
     /// Clinical inputs used, by column.
     pub clinical: BTreeMap<String, String>,
     /// One entry a head.
@@ -120,6 +124,9 @@ pub struct Device {
 /// Which squares were looked at.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Tiles {
+    /// Side of a tile in level-0 pixels, when tiles were cut from a slide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_level0: Option<f64>,
     /// Positions on the grid.
     pub grid: u64,
     /// Tiles that reached the encoder.
@@ -322,12 +329,14 @@ mod tests {
             precision: "f16".into(),
             options: BTreeMap::from([("stride".into(), 256.into())]),
             tiles: Tiles {
+                size_level0: Some(256.0),
                 grid: 12,
                 kept: 9,
                 dropped: BTreeMap::from([("white".into(), 2)]),
                 unread: vec![UnreadTile { x: 512, y: 0, reason: "JPEG cut short".into() }],
             },
             regions: "tissue".into(),
+            stain: Some(serde_json::json!({ "method": "macenko" })),
             clinical: BTreeMap::new(),
             predictions: vec![
                 Prediction {

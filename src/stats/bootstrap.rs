@@ -27,6 +27,11 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// A uniform number in (0, 1), on a grid of 2^-53 shifted by half a step.
+    pub fn uniform(&mut self) -> f64 {
+        ((self.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+
     /// A uniform index below `n` (multiply-shift; the bias is below n / 2^64).
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
@@ -69,13 +74,18 @@ pub fn bootstrap(plan: Plan, statistic: impl Fn(&mut Rng) -> Option<f64> + Sync)
         .into_par_iter()
         .map(|round| statistic(&mut Rng::new(plan.seed, round as u64)).filter(|v| v.is_finite()))
         .collect();
-    let mut values: Vec<f64> = all.iter().flatten().copied().collect();
-    values.sort_by(f64::total_cmp);
-    let undefined = plan.rounds - values.len();
-    Bootstrap { mean: mean(&values), sd: variance(&values).map(f64::sqrt), undefined, values }
+    Bootstrap::new(all)
 }
 
 impl Bootstrap {
+    /// The distribution of `rounds`, `None` where the statistic does not exist.
+    pub(crate) fn new(rounds: Vec<Option<f64>>) -> Self {
+        let mut values: Vec<f64> = rounds.iter().flatten().copied().collect();
+        values.sort_by(f64::total_cmp);
+        let undefined = rounds.len() - values.len();
+        Bootstrap { mean: mean(&values), sd: variance(&values).map(f64::sqrt), undefined, values }
+    }
+
     /// Percentile interval (Efron 1979), type-7 quantiles.
     pub fn percentile(&self, level: f64) -> Option<Interval> {
         let a = (1.0 - level) / 2.0;

@@ -116,17 +116,58 @@ pub fn spearman_interval(rho: f64, n: usize, se: SpearmanSe, level: f64) -> Opti
     Some(Interval::around(rho.atanh(), z_of(level) * se).map(f64::tanh))
 }
 
-/// Bootstrap of Spearman's rho over rows.
+/// Distinct values of `x`, ascending: the position of each row's value among them, and how many
+/// there are.
+fn dense(x: &[f64]) -> (Vec<u32>, usize) {
+    let mut place = vec![0; x.len()];
+    let mut distinct = 0;
+    for run in order(x).chunk_by(|&a, &b| x[a] == x[b]) {
+        run.iter().for_each(|&i| place[i] = distinct);
+        distinct += 1;
+    }
+    (place, distinct as usize)
+}
+
+/// Mid-ranks of the distinct values in a sample that holds each as often as `counts` says, less the
+/// mean rank; `counts` of length D becomes ranks of length D.
+fn centred_ranks(counts: &[u32], n: usize, out: &mut [f64]) {
+    let (mut below, centre) = (0u64, (n as f64 + 1.0) / 2.0);
+    for (count, rank) in counts.iter().zip(out) {
+        *rank = below as f64 + (f64::from(*count) + 1.0) / 2.0 - centre;
+        below += u64::from(*count);
+    }
+}
+
+/// Bootstrap of Spearman's rho over rows, O(N) a round: values are put in order once, a round only
+/// counts how often each was drawn.
 ///
 /// # Errors
 /// As [`pearson`].
 pub fn spearman_bootstrap(x: &[f64], y: &[f64], plan: Plan) -> Result<Bootstrap> {
     check(x, y)?;
     let n = x.len();
+    let ((px, dx), (py, dy)) = (dense(x), dense(y));
     Ok(bootstrap(plan, |rng| {
-        let rows: Vec<usize> = (0..n).map(|_| rng.below(n)).collect();
-        let of = |v: &[f64]| -> Vec<f64> { rows.iter().map(|&i| v[i]).collect() };
-        product_moment(&mid_ranks(&of(x)), &mid_ranks(&of(y)))
+        let mut drawn = vec![0u32; n];
+        let (mut cx, mut cy) = (vec![0u32; dx], vec![0u32; dy]);
+        for _ in 0..n {
+            let i = rng.below(n);
+            drawn[i] += 1;
+            cx[px[i] as usize] += 1;
+            cy[py[i] as usize] += 1;
+        }
+        let (mut rx, mut ry) = (vec![0.0; dx], vec![0.0; dy]);
+        centred_ranks(&cx, n, &mut rx);
+        centred_ranks(&cy, n, &mut ry);
+        let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+        for ((w, a), b) in drawn.iter().zip(&px).zip(&py) {
+            let (w, a, b) = (f64::from(*w), rx[*a as usize], ry[*b as usize]);
+            xx += w * a * a;
+            yy += w * b * b;
+            xy += w * a * b;
+        }
+        let scale = xx.sqrt() * yy.sqrt();
+        (scale > 0.0).then(|| (xy / scale).clamp(-1.0, 1.0))
     }))
 }
 
@@ -235,6 +276,29 @@ mod tests {
         assert_eq!(pearson(&x, &c).unwrap(), None);
         assert_eq!(kendall(&x, &c).unwrap(), None);
         assert!(pearson(&[1.0, f64::NAN], &[1.0, 2.0]).unwrap_err().to_string().contains("row 2"));
+    }
+
+    /// A round counted by value equals the correlation of the rows it drew.
+    #[test]
+    fn bootstrap_rounds_are_correlations_of_drawn_rows() {
+        use super::super::bootstrap::Rng;
+        let x = [3.0, 1.0, 2.0, 2.0, 5.0, 5.0, 5.0, 0.5];
+        let y = [1.0, 1.0, 4.0, 4.0, 2.0, 3.0, 2.0, 9.0];
+        let plan = Plan { rounds: 40, seed: 9 };
+        let got = spearman_bootstrap(&x, &y, plan).unwrap();
+        let mut want: Vec<f64> = (0..40)
+            .filter_map(|round| {
+                let mut rng = Rng::new(9, round);
+                let rows: Vec<usize> = (0..8).map(|_| rng.below(8)).collect();
+                let of = |v: &[f64]| -> Vec<f64> { rows.iter().map(|&i| v[i]).collect() };
+                spearman(&of(&x), &of(&y)).unwrap()
+            })
+            .collect();
+        want.sort_by(f64::total_cmp);
+        assert_eq!(got.values.len(), want.len());
+        for (got, want) in got.values.iter().zip(&want) {
+            assert!((got - want).abs() < 1e-12, "{got} {want}");
+        }
     }
 
     #[test]

@@ -3,15 +3,16 @@
 //! Everything is `f64` and deterministic. One file a topic, each formula with its source:
 //! [`roc`] and [`bootstrap`] (discrimination), [`intervals`] (proportions), [`threshold`] (confusion
 //! matrices, precision-recall), [`calibration`], [`decision`] (net benefit, reclassification),
-//! [`correlation`], [`logistic`], [`survival`] (Kaplan-Meier, log-rank), [`cox`], [`concordance`]
-//! (survival discrimination and IPCW scores), [`nomogram`]; [`design`] turns tables into design
-//! matrices.
+//! [`lowess`] (smooth curves), [`compare`] (two groups), [`correlation`], [`logistic`], [`survival`]
+//! (Kaplan-Meier, log-rank), [`cox`], [`concordance`] (survival discrimination and IPCW scores),
+//! [`nomogram`]; [`design`] turns tables into design matrices, [`model`] is a fitted model as a file.
 //!
 //! Degenerate input has one of two answers: an error naming the row (counted from 1), or `None`
 //! where the quantity does not exist. No function returns NaN.
 
 pub mod bootstrap;
 pub mod calibration;
+pub mod compare;
 pub mod concordance;
 pub mod correlation;
 pub mod cox;
@@ -20,7 +21,10 @@ pub mod design;
 mod dist;
 pub mod intervals;
 mod linalg;
+pub mod location;
 pub mod logistic;
+pub mod lowess;
+pub mod model;
 mod newton;
 pub mod nomogram;
 pub mod roc;

@@ -67,11 +67,13 @@ pub struct Nomogram {
 
 impl Nomogram {
     /// Points as `100 (c - min c) / R`: c the contribution of a value to the linear predictor, R the
-    /// widest range of contributions of any variable (Harrell, rms).
+    /// widest range of contributions of any variable (Harrell, rms). `observed` holds the least and
+    /// the largest linear predictor of the data: the axis of totals ends where round numbers cover
+    /// the largest, not where every variable is at its worst.
     ///
     /// # Errors
-    /// No variable, a contribution that is not finite, or none that varies.
-    pub fn new(variables: &[Variable], intercept: f64) -> Result<Self> {
+    /// No variable, a contribution or end of `observed` that is not finite, or none that varies.
+    pub fn new(variables: &[Variable], intercept: f64, observed: [f64; 2]) -> Result<Self> {
         let range = |v: &Variable| {
             let ends = (f64::INFINITY, f64::NEG_INFINITY);
             v.marks.iter().fold(ends, |(low, high), (_, c)| (low.min(*c), high.max(*c)))
@@ -85,15 +87,18 @@ impl Nomogram {
             return Err(Error::usage("no variable of the model varies: nothing to draw"));
         }
         let scale = 100.0 / widest;
+        super::finite("linear predictor", &observed)?;
         let axis = |(v, (low, _)): (&Variable, &(f64, f64))| Axis {
             name: v.name.clone(),
             marks: v.marks.iter().map(|(l, c)| (l.clone(), (c - low) * scale)).collect(),
         };
-        let most: f64 = ranges.iter().map(|(low, high)| (high - low) * scale).sum();
+        let lp_at_zero = intercept + ranges.iter().map(|(low, _)| low).sum::<f64>();
+        let highest = pretty(observed[0], observed[1], 10).last().copied().unwrap_or(observed[1]);
+        let most = ((highest - lp_at_zero) * scale).max(0.0);
         Ok(Nomogram {
             axes: variables.iter().zip(&ranges).map(axis).collect(),
             points_per_lp: scale,
-            lp_at_zero: intercept + ranges.iter().map(|(low, _)| low).sum::<f64>(),
+            lp_at_zero,
             total: pretty(0.0, most, 10),
         })
     }
@@ -169,10 +174,10 @@ mod tests {
             Variable { name: "a".into(), marks: vec![("0".into(), 0.0), ("1".into(), -2.0)] },
             Variable { name: "b".into(), marks: vec![("0".into(), 1.0), ("9".into(), 5.0)] },
         ];
-        let n = Nomogram::new(&variables, 0.5).unwrap();
+        let n = Nomogram::new(&variables, 0.5, [-1.0, 4.0]).unwrap();
         assert_eq!(n.axes[0].marks[0].1, 50.0);
         assert_eq!(n.axes[1].marks[1].1, 100.0);
         assert_eq!(n.linear_predictor(150.0), 0.5 + 0.0 + 5.0);
-        assert!(Nomogram::new(&[], 0.0).is_err());
+        assert!(Nomogram::new(&[], 0.0, [0.0, 1.0]).is_err());
     }
 }

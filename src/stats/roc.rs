@@ -1,11 +1,14 @@
 //! ROC curve and AUC of a score against two classes: a larger score speaks for the positive class,
 //! and the direction is never flipped. Ties count one half.
 
-use super::bootstrap::{Bootstrap, Plan, bootstrap};
 use super::intervals::{Interval, clopper_pearson, z_of};
 use super::{finite, mid_ranks, normal_two_sided, order, same_length, variance};
 use crate::error::{Error, Result};
 use serde::Serialize;
+
+mod resample;
+
+pub use resample::{BandPoint, RocBootstrap};
 
 /// How many of each class share one score.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -249,31 +252,6 @@ impl Roc {
             observed: self.levels[i].score,
             sensitivity: tp as f64 / m as f64,
             specificity: (n - fp) as f64 / n as f64,
-        })
-    }
-
-    /// Stratified bootstrap of the AUC: each round draws as many positives and negatives as there
-    /// are. O(N) a round.
-    pub fn bootstrap(&self, plan: Plan) -> Bootstrap {
-        let spread = |count: fn(&Level) -> usize| -> Vec<u32> {
-            let rows = self.levels.iter().enumerate();
-            rows.flat_map(|(i, l)| std::iter::repeat_n(i as u32, count(l))).collect()
-        };
-        let (positive, negative) = (spread(|l| l.positive), spread(|l| l.negative));
-        bootstrap(plan, |rng| {
-            let mut counts = vec![(0u32, 0u32); self.levels.len()];
-            for _ in 0..positive.len() {
-                counts[positive[rng.below(positive.len())] as usize].0 += 1;
-            }
-            for _ in 0..negative.len() {
-                counts[negative[rng.below(negative.len())] as usize].1 += 1;
-            }
-            let (mut below, mut twice) = (0u64, 0u128);
-            for (pos, neg) in counts {
-                twice += u128::from(pos) * u128::from(2 * below + u64::from(neg));
-                below += u64::from(neg);
-            }
-            Some(twice as f64 / 2.0 / self.pairs())
         })
     }
 
