@@ -196,7 +196,8 @@ fn whole_slide(c: &mut Criterion) {
     let backend = CpuBackend::new(threads(), None).unwrap();
     let mut engine = demo_engine(&backend, Parts::Encoder);
     let jobs = [Job { name: "a".into(), path, regions: None }];
-    let options = Options { open: OpenOptions::default(), decode_threads: threads() };
+    let options =
+        Options { open: OpenOptions::default(), decode_threads: threads(), stride_px: None };
     let mut run = || {
         let mut count = Count(0);
         let done = |_: &Job, _: &str| false;

@@ -4,7 +4,8 @@
 //! [`tissue`] or [`regions`] and [`tiling`] decide which squares to look at, [`image`] resamples
 //! them exactly, a [`graph`] built by [`models`] and [`heads`] from [`weights`] runs on a
 //! [`backend`] ([`cpu`] or [`cuda`]), [`pipeline`] joins these and [`report`] writes what came out.
-//! [`stats`] judges predictions against what happened.
+//! [`stats`] judges predictions against what happened, [`stain`] and [`nuclei`] know the colours and
+//! cells of H&E tissue.
 //! `ARCHITECTURE.md` gives the rules that keep the modules apart.
 
 pub mod backend;
@@ -16,11 +17,13 @@ pub mod graph;
 pub mod heads;
 pub mod image;
 pub mod models;
+pub mod nuclei;
 pub mod pipeline;
 pub mod recipe;
 pub mod regions;
 pub mod report;
 pub mod slide;
+pub mod stain;
 pub mod stats;
 pub mod tiling;
 pub mod tissue;

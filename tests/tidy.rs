@@ -20,20 +20,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("backend", &["graph"]),
     ("cpu", &["backend", "graph", "weights"]),
     ("cuda", &["backend", "graph", "weights"]),
-    ("report", &["image"]),
+    ("report", &["image", "recipe", "stats"]),
+    ("stain", &["recipe"]),
+    ("nuclei", &["image", "stain"]),
     ("stats", &[]),
     (
         "pipeline",
         &[
             "slide", "image", "tissue", "tiling", "regions", "graph", "weights", "models", "heads",
-            "backend", "recipe", "report", "cpu", "cuda",
+            "backend", "recipe", "report", "cpu", "cuda", "stain", "nuclei",
         ],
     ),
     (
         "cli",
         &[
             "slide", "image", "tissue", "tiling", "regions", "graph", "weights", "models", "heads",
-            "backend", "recipe", "report", "cpu", "cuda", "pipeline", "stats",
+            "backend", "recipe", "report", "cpu", "cuda", "pipeline", "stats", "stain", "nuclei",
         ],
     ),
 ];

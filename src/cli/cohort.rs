@@ -1,7 +1,7 @@
 //! Keeping count of a run over many slides: their jobs, `status.csv` and `predictions.csv`.
 
 use super::{Global, Outcome};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::pipeline::Job;
 use crate::report::csv::{self, CohortRow, SlideStatus, Status};
 use crate::report::result::SlideResult;
@@ -119,13 +119,14 @@ impl Cohort {
         self.rows.push(SlideStatus { seconds, ..failed_row(job, Status::Empty, &why) });
     }
 
-    /// A slide that failed: reported and counted, or with `--fail-fast` the end of the run.
+    /// A slide that failed: reported and counted, or with `--fail-fast` the end of the run. A device
+    /// that failed does not come back, so that is always the end.
     ///
     /// # Errors
-    /// The error itself with `--fail-fast`.
+    /// The error itself with `--fail-fast` or when a device failed.
     pub fn failed(&mut self, job: &Job, error: Error) -> Result<()> {
         self.rows.push(failed_row(job, Status::Failed, &error));
-        if self.fail_fast {
+        if self.fail_fast || error.kind() == Kind::Device {
             return Err(error);
         }
         let path = job.path.display().to_string();

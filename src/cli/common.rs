@@ -1,80 +1,15 @@
-//! What several verbs share: the device, how slides are opened, the progress bar.
+//! What several verbs share: how slides are opened, the progress bar.
+
+pub use super::device::{Device, RunArgs};
 
 use super::Global;
-use crate::backend::Backend;
-use crate::cpu::CpuBackend;
-use crate::cuda::{self, CudaBackend};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::pipeline::{Event, Observer};
 use crate::slide::{Access, OpenOptions};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
-
-/// Where networks run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The best there is, said aloud.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU by ordinal.
-    Cuda(u32),
-}
-
-impl std::str::FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Device, String> {
-        let ordinal = |n: &str| n.parse().map_err(|_| format!("{n:?} is not a device number"));
-        match text.split_once(':') {
-            None if text == "auto" => Ok(Device::Auto),
-            None if text == "cpu" => Ok(Device::Cpu),
-            None if text == "cuda" => Ok(Device::Cuda(0)),
-            Some(("cuda", n)) => Ok(Device::Cuda(ordinal(n)?)),
-            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
-        }
-    }
-}
-
-impl Device {
-    /// Opens the backend; `auto` says what it chose.
-    ///
-    /// # Errors
-    /// [`crate::Kind::Device`] when a GPU is asked for and cannot be used: there is no fall-back.
-    pub fn open(self, global: &Global) -> Result<Box<dyn Backend>> {
-        let cpu = || -> Result<Box<dyn Backend>> {
-            Ok(Box::new(CpuBackend::new(global.threads(), None)?))
-        };
-        match self {
-            Device::Cpu => cpu(),
-            Device::Auto => {
-                let backend = cpu()?;
-                let gpu = cuda::driver().is_ok_and(|driver| !driver.devices.is_empty());
-                let hint = if gpu { "; there is a GPU: --device cuda tries it" } else { "" };
-                global.say(&format!("device: {} (auto{hint})", backend.name()));
-                Ok(backend)
-            }
-            Device::Cuda(ordinal) => {
-                let backend = CudaBackend::new(ordinal as usize)
-                    .context(|| format!("--device cuda:{ordinal}"))?;
-                Ok(Box::new(backend))
-            }
-        }
-    }
-}
-
-/// How networks run.
-#[derive(clap::Args, Debug)]
-pub struct RunArgs {
-    /// Where networks run: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    pub device: Device,
-    /// Tiles in one batch; results do not depend on it
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub batch: u16,
-}
 
 /// How slides are opened.
 #[derive(clap::Args, Clone, Debug, Default)]

@@ -1,5 +1,7 @@
 //! `histokern demo`: the whole path on slides made on the spot, with the package that is built in.
 
+mod cohort;
+
 use super::common::{Device, RunArgs, SlideArgs, make_folder};
 use super::{Global, Outcome, predict, print_json, synth};
 use crate::error::Result;
@@ -25,7 +27,9 @@ const SHARES: [(&str, f64); 2] = [("low", 0.15), ("high", 0.75)];
 #[command(
     after_help = "Writes two synthetic H&E-like slides whose share of proliferating tumour nuclei is \
                   known, predicts it with the\nbuilt-in demonstration package and draws attention \
-                  heatmaps. Nothing it says is about a real slide."
+                  heatmaps. With --cohort a study of N patients follows: clinical values and survival with \
+                  planted effects, predictions,\nevaluations, a combined model and report.html. Nothing it \
+                  says is about a real slide.\n\nExamples:\n  histokern demo\n  histokern demo --cohort 60 --out study"
 )]
 pub struct Args {
     /// Folder for slides and results
@@ -34,10 +38,13 @@ pub struct Args {
     /// Seed of the slides
     #[arg(long, default_value_t = 7)]
     seed: u64,
-    /// Side of the slides in pixels
-    #[arg(long, default_value_t = 6144, value_name = "PX", value_parser = clap::value_parser!(u32).range(2048..=100_000))]
-    side: u32,
-    /// Where networks run: auto, cpu, cuda or cuda:N
+    /// Side of the slides in pixels [default: 6144, in a cohort 2048]
+    #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u32).range(2048..=100_000))]
+    side: Option<u32>,
+    /// Make a study of N patients, one slide each
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(20..=2000))]
+    cohort: Option<u16>,
+    /// Where networks run: auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all
     #[arg(long, default_value = "auto")]
     device: Device,
     /// Print the result as JSON
@@ -50,22 +57,26 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let start = Instant::now();
     make_folder(&args.out)?;
     let package = write_package(&args.out)?;
+    if let Some(patients) = args.cohort {
+        return cohort::run(args, patients.into(), package, global);
+    }
+    let side = args.side.unwrap_or(6144);
     let mut slides = Vec::new();
     for (i, (name, share)) in SHARES.into_iter().enumerate() {
         let path = args.out.join(format!("{name}.svs"));
         let spec = SpecimenSpec {
             seed: args.seed.wrapping_add(i as u64),
             fraction: Some(share),
-            width: args.side,
-            height: args.side,
+            width: side,
+            height: side,
             mpp: 0.5,
         };
         let truth = synth::write(&synth::Args::slide(path.clone(), &spec), global)?;
         global.say(&format!(
             "{}: synthetic slide, {} x {} px, {} nuclei of the tumour",
             path.display(),
-            args.side,
-            args.side,
+            side,
+            side,
             truth.nuclei.tumour + truth.nuclei.proliferating
         ));
         slides.push((name, path, truth));
@@ -73,14 +84,15 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let written = start.elapsed().as_secs_f64();
     let results = args.out.join("results");
     let paths: Vec<PathBuf> = slides.iter().map(|(_, path, _)| path.clone()).collect();
-    let run = RunArgs { device: args.device, batch: 16 };
+    let run = RunArgs { device: args.device.clone(), batch: 16, gpu_memory: None };
     let predict = predict::Args::slides(paths, package, results.clone(), run, SlideArgs::default());
     let (outcome, answers) = predict::predict_slides(&predict, global)?;
     report(args, &results, &slides, &answers, [written, start.elapsed().as_secs_f64()]);
     Ok(outcome)
 }
 
-fn write_package(out: &Path) -> Result<PathBuf> {
+/// Writes the built-in package into a folder of its own below `out`.
+pub fn write_package(out: &Path) -> Result<PathBuf> {
     let folder = out.join("package");
     make_folder(&folder)?;
     for (name, bytes) in PACKAGE {

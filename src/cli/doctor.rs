@@ -1,8 +1,12 @@
 //! `histokern doctor`: what this machine offers, what is missing and how to get it.
 
-use super::{Global, Outcome, print_json};
+use super::{Global, Outcome, kernels, print_json};
 use crate::cpu::Isa;
-use crate::cuda::{self, compile::Compiler};
+use crate::cuda::cache::Cache;
+use crate::cuda::compile::Compiler;
+use crate::cuda::embedded::Archive;
+use crate::cuda::kernels::Arch;
+use crate::cuda::{self, Device};
 use crate::error::Result;
 use serde_json::{Value, json};
 
@@ -21,7 +25,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let driver = cuda::driver();
     let compiler = Compiler::new();
     let nvrtc = match compiler.nvrtc() {
-        Ok(n) => Ok(format!("{}.{} ({})", n.version.0, n.version.1, n.path.display())),
+        Ok(n) => Ok(format!("{} ({})", n.build(), n.path.display())),
         Err(error) => Err(error.to_string()),
     };
     if args.json {
@@ -30,6 +34,11 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
             "cpu": cpu,
             "cuda": driver_json(&driver),
             "nvrtc": nvrtc.as_ref().ok(),
+            "embedded": compiler.archive().map(|a| json!({
+                "kernels": a.keys().count(), "bytes": a.bytes(),
+            })),
+            "cache": compiler.cache().map(cache_json),
+            "sources": sources_json(&compiler, &driver)?,
         }));
         return Ok(Outcome::Done);
     }
@@ -56,19 +65,71 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
                     d.memory_bytes as f64 / f64::from(1 << 30),
                     d.multiprocessors
                 );
+                println!("           kernels: {}", sources_text(&compiler, d)?);
             }
         }
         Err(why) => println!("  driver   none: {why}"),
     }
     match nvrtc {
         Ok(found) => println!("  nvrtc    {found}"),
-        Err(why) => {
-            println!("  nvrtc    none: {why}");
-            println!("           pip install nvidia-cuda-nvrtc-cu12==12.9.86");
-        }
+        Err(why) => println!("  nvrtc    none: {why}"),
     }
+    println!(
+        "  embedded {}",
+        compiler.archive().map_or_else(|| "no kernels".into(), embedded_text)
+    );
+    println!(
+        "  cache    {}",
+        compiler
+            .cache()
+            .map_or_else(|| "none: neither HISTOKERN_CACHE nor HOME is set".into(), cache_text)
+    );
     println!("  default  the CPU; --device cuda uses a GPU and is not yet proven on one");
     Ok(Outcome::Done)
+}
+
+fn embedded_text(archive: &Archive) -> String {
+    let mib = archive.bytes() as f64 / 1048576.0;
+    format!("{} kernels, {mib:.1} MiB", archive.keys().count())
+}
+
+fn cache_text(cache: &Cache) -> String {
+    if let Err(why) = cache.is_writable() {
+        return format!("{why}; kernels are compiled anew on every start");
+    }
+    let entries = cache.entries();
+    let mib = entries.iter().map(|e| e.1).sum::<u64>() as f64 / 1048576.0;
+    format!("{}: {} kernels, {mib:.1} MiB", cache.folder().display(), entries.len())
+}
+
+fn cache_json(cache: &Cache) -> Value {
+    let entries = cache.entries();
+    json!({
+        "folder": cache.folder().display().to_string(), "entries": entries.len(),
+        "bytes": entries.iter().map(|e| e.1).sum::<u64>(), "problem": cache.is_writable().err(),
+    })
+}
+
+/// How many of the kernels for a device come from where.
+fn sources_text(compiler: &Compiler, device: &Device) -> Result<String> {
+    let Some(arch) = Arch::of_device(device.compute_capability) else {
+        return Ok("no machine code for this architecture".into());
+    };
+    let counts = kernels::sources(compiler, arch)?;
+    let parts: Vec<String> = counts.iter().map(|(from, n)| format!("{n} {from}")).collect();
+    Ok(parts.join(", "))
+}
+
+fn sources_json(
+    compiler: &Compiler,
+    driver: &std::result::Result<cuda::Driver, String>,
+) -> Result<Value> {
+    let devices = driver.as_ref().map_or(&[][..], |d| &d.devices);
+    let counts = devices.iter().map(|d| match Arch::of_device(d.compute_capability) {
+        Some(arch) => Ok(json!(kernels::sources(compiler, arch)?)),
+        None => Ok(Value::Null),
+    });
+    counts.collect()
 }
 
 fn cpu_report(global: &Global) -> Value {

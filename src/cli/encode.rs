@@ -35,7 +35,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let backend = args.run.device.open(global)?;
+    let backend = args.run.open(global)?;
     let mut engine = Engine::open(&args.package, &*backend, Parts::Encoder, args.run.batch.into())?;
     let dim = engine.encoder().map_or(0, |e| e.feature_dim);
     let batch = engine.batch();

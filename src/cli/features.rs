@@ -62,11 +62,12 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let backend = args.run.device.open(global)?;
+    let backend = args.run.open(global)?;
     let mut engine = Engine::open(&args.package, &*backend, Parts::Encoder, args.run.batch.into())?;
     let jobs = jobs(&args.slides, args.regions.as_deref())?;
     make_folder(&args.out.join("receipts"))?;
-    let options = Options { open: args.slide.options()?, decode_threads: global.threads() };
+    let options =
+        Options { open: args.slide.options()?, decode_threads: global.threads(), stride_px: None };
     let progress = Progress::new(jobs.len(), global);
     let mut blanks = BTreeMap::new();
     for job in &jobs {

@@ -1,9 +1,11 @@
 //! `histokern import`: a reference checkpoint becomes a package.
 
+use super::recipes::recipe;
 use super::{Global, Outcome};
 use crate::error::{Context, Error, Result};
-use crate::recipe::{Head, Recipe};
+use crate::recipe::{Head, Recipe, Segmenter};
 use crate::weights::import::{Fate, Layout, Sorted, sort};
+use crate::weights::snapshot::Snapshot;
 use crate::weights::{Array, Package, PackageWriter, Tensors};
 use crate::{heads, models};
 use std::fmt::Write as _;
@@ -12,17 +14,30 @@ use std::path::{Path, PathBuf};
 
 /// Turn a PyTorch or safetensors checkpoint into a package
 ///
-/// FAMILY is a torchvision encoder (vgg16_bn, resnet50, ...), balnmp, histcode-encoder, clam-sb or
-/// clam-mb. Every tensor of the checkpoint must have its place in the model or be one that
+/// FAMILY is a torchvision encoder (vgg16_bn, resnet50, ...), inception_v3_keras, vit, a segmenter
+/// (unet, nested-unet, smp-unet-resnet34, deeplabv3_resnet50, ...), balnmp, histcode-encoder, or a head:
+/// clam-sb, clam-mb, clam-sb-pool, abmil, tile-linear, pool-linear. Every tensor of the checkpoint must have its place in the model or be one that
 /// inference does not need. Pickles are read as data; nothing in them is executed.
+///
+/// A folder is taken for a local Hugging Face snapshot of a vision transformer: config.json beside
+/// model.safetensors or pytorch_model.bin. What its configuration does not say (pooling, tile size,
+/// micrometres per pixel) a recipe does: --recipe uni, virchow2, phikon-v2, ...
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  histokern import resnet50.pth --family resnet50 -o resnet50
+  histokern import UNI/ --recipe uni -o uni
+  histokern import best.pth --family balnmp --recipe balnmp-dl-cnb -o dl-cnb
+  histokern import MKI67_fold1.pt --family clam-sb --head MKI67 --package genes -o genes")]
 pub struct Args {
-    /// .pth, .pt, .pth.tar or .safetensors
+    /// .pth, .pt, .pth.tar, .bin, .safetensors or Keras's .h5, or the folder of a snapshot
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
-    /// How its tensors are named and what they are
+    /// How its tensors are named and what they are [default: vit, for a folder]
     #[arg(long)]
-    family: String,
+    family: Option<String>,
+    /// A recipe of this program for the package to have
+    #[arg(long, value_name = "NAME", conflicts_with = "package")]
+    recipe: Option<String>,
     /// Package whose recipe and other weights are kept [default: the family's own recipe]
     #[arg(long, value_name = "DIR")]
     package: Option<PathBuf>,
@@ -34,27 +49,60 @@ pub struct Args {
     output: PathBuf,
 }
 
+/// What is imported, and as what.
+struct Source<'a> {
+    args: &'a Args,
+    /// The weights file.
+    file: PathBuf,
+    family: String,
+    /// The configuration beside the weights.
+    snapshot: Option<Snapshot>,
+}
+
+impl Source<'_> {
+    fn new(args: &Args) -> Result<Source<'_>> {
+        let snapshot =
+            args.checkpoint.is_dir().then(|| Snapshot::open(&args.checkpoint)).transpose()?;
+        let file = snapshot.as_ref().map_or(&args.checkpoint, |s| &s.weights).clone();
+        let named = args.recipe.as_deref().map(recipe).transpose()?;
+        let vit = snapshot.is_some()
+            || named.is_some_and(|text| {
+                Recipe::parse(text).is_ok_and(|recipe| recipe.encoder.family == "vit")
+            });
+        let family = match &args.family {
+            Some(family) => family.clone(),
+            None if vit => "vit".into(),
+            None => return Err(Error::usage("what is in the checkpoint? say --family")),
+        };
+        Ok(Source { args, file, family, snapshot })
+    }
+}
+
 /// Runs the verb.
 ///
 /// # Errors
 /// [`crate::Kind::Weights`] when the checkpoint does not fit the model, and whatever reading it and
 /// writing the package can give.
 pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let layout = Layout::of_family(&args.family);
+    let source = Source::new(args)?;
+    let layout = Layout::of_family(&source.family);
     if layout == Layout::Torchvision {
-        models::family(&args.family).map_err(|e| {
+        models::family(&source.family).map_err(|e| {
             Error::usage(format!("{e}, balnmp, histcode-encoder, clam-sb, clam-mb"))
         })?;
     }
-    let checkpoint = Tensors::open(&args.checkpoint)?;
+    if layout == Layout::Segmenter {
+        models::segmenter_family(&source.family)?;
+    }
+    let checkpoint = Tensors::open(&source.file)?;
     let sorted = sort(&checkpoint, layout)?;
-    refuse_unknown(&sorted, args)?;
+    refuse_unknown(&sorted, &source)?;
 
     if args.head.is_some() && sorted.head.is_empty() {
-        return Err(Error::usage(format!("--head: a {} checkpoint has no head", args.family)));
+        return Err(Error::usage(format!("--head: a {} checkpoint has no head", source.family)));
     }
 
-    let mut plan = Plan::new(args, &sorted)?;
+    let mut plan = Plan::new(&source, &sorted)?;
     let mut writer = PackageWriter::create(&args.output, args.package.as_deref())?;
     let mut report = String::new();
     if !sorted.encoder.is_empty() {
@@ -62,8 +110,12 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
         write_part(&mut writer, &plan.recipe.encoder.weights, &tensors, &mut report)?;
     }
     if !sorted.head.is_empty() {
-        let head = plan.head(args, &sorted.head)?;
+        let head = plan.head(&source, &sorted.head)?;
         write_part(&mut writer, &head.weights, &sorted.head, &mut report)?;
+    }
+    if !sorted.segmenter.is_empty() {
+        let file = plan.segmenter(&source.family, &sorted.segmenter)?;
+        write_part(&mut writer, &file, &sorted.segmenter, &mut report)?;
     }
     writer.finish(&plan.text()?)?;
 
@@ -76,7 +128,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn refuse_unknown(sorted: &Sorted, args: &Args) -> Result<()> {
+fn refuse_unknown(sorted: &Sorted, source: &Source<'_>) -> Result<()> {
     let unknown: Vec<&str> = sorted
         .fates
         .iter()
@@ -87,17 +139,17 @@ fn refuse_unknown(sorted: &Sorted, args: &Args) -> Result<()> {
         let more = if unknown.len() > 6 { ", ..." } else { "" };
         return Err(Error::weights(format!(
             "{}: {} tensors are not of a {} checkpoint: {}{more}",
-            args.checkpoint.display(),
+            source.file.display(),
             unknown.len(),
-            args.family,
+            source.family,
             unknown[..unknown.len().min(6)].join(", ")
         )));
     }
-    if sorted.encoder.is_empty() && sorted.head.is_empty() {
+    if [&sorted.encoder, &sorted.head, &sorted.segmenter].iter().all(|part| part.is_empty()) {
         return Err(Error::weights(format!(
             "{}: no tensor of a {} checkpoint",
-            args.checkpoint.display(),
-            args.family
+            source.file.display(),
+            source.family
         )));
     }
     Ok(())
@@ -113,25 +165,29 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(args: &Args, sorted: &Sorted) -> Result<Plan> {
+    fn new(source: &Source<'_>, sorted: &Sorted) -> Result<Plan> {
+        let args = source.args;
         let text = match &args.package {
             Some(dir) => {
                 let path = dir.join("recipe.toml");
                 std::fs::read_to_string(&path)
                     .map_err(|e| Error::io(path.display().to_string(), e))?
             }
-            None => default_recipe(args, sorted)?,
+            None => default_recipe(source, sorted)?,
         };
         let recipe = Recipe::parse(&text).context(|| match &args.package {
             Some(dir) => dir.join("recipe.toml").display().to_string(),
             None => "default recipe".into(),
         })?;
-        let known = models::FAMILIES.iter().any(|f| f.name == args.family);
-        if known && recipe.encoder.family != args.family {
+        let known = models::FAMILIES.iter().any(|f| f.name == source.family);
+        if known && recipe.encoder.family != source.family {
             return Err(Error::usage(format!(
                 "--family {}, but the recipe's encoder is {}",
-                args.family, recipe.encoder.family
+                source.family, recipe.encoder.family
             )));
+        }
+        if let Some(snapshot) = &source.snapshot {
+            agree(snapshot, &recipe)?;
         }
         Ok(Plan { recipe, verbatim: Some(text), truncated: Vec::new() })
     }
@@ -149,19 +205,43 @@ impl Plan {
         Ok(kept)
     }
 
+    /// The weights file of the segmenter of this family, checked by building it: the recipe's, or
+    /// one the recipe gets.
+    fn segmenter(&mut self, family: &str, tensors: &Tensors) -> Result<String> {
+        let of_family = |s: &&Segmenter| s.family == family;
+        let known = self.recipe.segmenters.iter().find(of_family).cloned();
+        let segmenter = match known {
+            Some(segmenter) => segmenter,
+            None => {
+                let recipe = Recipe::parse(&segmenter_recipe(family, Path::new("")))?;
+                let Some(new) = recipe.segmenters.into_iter().next() else {
+                    return Err(Error::usage(format!("the recipe has no {family} segmenter")));
+                };
+                self.recipe.segmenters.push(new.clone());
+                self.verbatim = None;
+                new
+            }
+        };
+        let multiple = models::segmenter_family(family)?.multiple;
+        models::build_segmenter(&segmenter, [2 * multiple; 2], tensors)
+            .context(|| tensors.path().display().to_string())?;
+        Ok(segmenter.weights)
+    }
+
     /// The head to write, checked by building it.
-    fn head(&mut self, args: &Args, tensors: &Tensors) -> Result<Head> {
-        let head = self.choose_head(args)?;
+    fn head(&mut self, source: &Source<'_>, tensors: &Tensors) -> Result<Head> {
+        let head = self.choose_head(source)?;
         heads::build(&head, None, tensors)?;
         Ok(head)
     }
 
     /// The named head, the only one there is, or a new one like the first.
-    fn choose_head(&mut self, args: &Args) -> Result<Head> {
+    fn choose_head(&mut self, source: &Source<'_>) -> Result<Head> {
+        let (args, family) = (source.args, &source.family);
         let same: Vec<Head> =
-            self.recipe.heads.iter().filter(|h| h.family == args.family).cloned().collect();
+            self.recipe.heads.iter().filter(|h| h.family == *family).cloned().collect();
         let Some(first) = same.first() else {
-            return Err(Error::usage(format!("the recipe has no {} head", args.family)));
+            return Err(Error::usage(format!("the recipe has no {family} head")));
         };
         let Some(name) = &args.head else {
             if same.len() > 1 {
@@ -195,44 +275,96 @@ fn serialise(recipe: &Recipe) -> Result<String> {
     toml::to_string(recipe).map_err(|e| Error::malformed(format!("recipe: {e}")))
 }
 
-/// The recipe of a family whose checkpoint comes without one.
-fn default_recipe(args: &Args, sorted: &Sorted) -> Result<String> {
-    const DL_CNB: &str = include_str!("../../weights/balnmp-dl-cnb/recipe.toml");
-    const DL_CNB_C: &str = include_str!("../../weights/balnmp-dl-cnb-c/recipe.toml");
-    const DIAGNOSIS: &str = include_str!("../../weights/histcode-diagnosis/recipe.toml");
-    match Layout::of_family(&args.family) {
+/// What the configuration of a snapshot says must not contradict the recipe.
+fn agree(snapshot: &Snapshot, recipe: &Recipe) -> Result<()> {
+    let heads = |recipe: &Recipe| recipe.encoder.vit.as_ref().map(|vit| vit.heads);
+    match (heads(&snapshot.recipe), heads(recipe)) {
+        (Some(theirs), Some(ours)) if theirs != ours => Err(Error::usage(format!(
+            "config.json says {} with {theirs} attention heads, the recipe {} has {ours}",
+            snapshot.architecture, recipe.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The recipe of a checkpoint that comes without one.
+fn default_recipe(source: &Source<'_>, sorted: &Sorted) -> Result<String> {
+    if let Some(name) = &source.args.recipe {
+        return Ok(recipe(name)?.into());
+    }
+    match Layout::of_family(&source.family) {
         Layout::Balnmp => {
             let width = |name: &str, axis: usize| {
                 sorted.head.get(name).and_then(|t| t.shape.get(axis).copied())
             };
             let clinical =
                 width("classifier.0.weight", 1) > width("attention_aggregator.fc1.0.weight", 0);
-            Ok(if clinical { DL_CNB_C } else { DL_CNB }.into())
+            Ok(recipe(if clinical { "balnmp-dl-cnb-c" } else { "balnmp-dl-cnb" })?.into())
         }
         Layout::HistcodeEncoder => {
-            serialise(&Recipe { heads: Vec::new(), ..Recipe::parse(DIAGNOSIS)? })
+            let recipe = Recipe::parse(recipe("histcode-diagnosis")?)?;
+            serialise(&Recipe { heads: Vec::new(), ..recipe })
         }
-        Layout::Clam if args.family == "clam-sb" => Ok(DIAGNOSIS.into()),
+        Layout::Abmil | Layout::LastLayer => {
+            Err(Error::usage("this head needs the package of its encoder: --package DIR"))
+        }
         Layout::Clam => {
-            let mut recipe = Recipe::parse(DIAGNOSIS)?;
+            let mut recipe = Recipe::parse(recipe("histcode-diagnosis")?)?;
             for head in &mut recipe.heads {
-                head.family.clone_from(&args.family);
+                head.family.clone_from(&source.family);
             }
             serialise(&recipe)
         }
-        Layout::Torchvision => Ok(torchvision_recipe(&args.family, &args.checkpoint)),
+        Layout::Vit => match &source.snapshot {
+            Some(snapshot) => serialise(&snapshot.recipe),
+            None => Err(Error::usage(
+                "a vision transformer needs a recipe: --recipe NAME, --package DIR, or the folder \
+                 of the checkpoint with its config.json",
+            )),
+        },
+        Layout::Torchvision | Layout::KerasInception => {
+            Ok(encoder_recipe(&source.family, &source.file))
+        }
+        Layout::Segmenter => Ok(segmenter_recipe(&source.family, &source.file)),
     }
 }
 
-/// Tiles of 224 px at 0.5 um/px with ImageNet's normalisation: where most begin; edit to suit.
-fn torchvision_recipe(family: &str, checkpoint: &Path) -> String {
+/// Tiles at 0.5 um/px of the side and with the normalisation the family was published with: where
+/// most begin; edit to suit.
+fn encoder_recipe(family: &str, checkpoint: &Path) -> String {
+    let side = if family.starts_with("inception") { 299 } else { 224 };
+    let normalisation = if family == "inception_v3_keras" { HALVES } else { IMAGENET };
+    let transform = match family {
+        "inception_v3" | "googlenet" => "transform_input = true\n",
+        _ => "",
+    };
+    format!(
+        "{}[preprocess]\n{normalisation}\n[encoder]\nfamily = \"{family}\"\n{transform}",
+        recipe_head(family, "Features of", checkpoint, side)
+    )
+}
+
+/// Pictures in their own size with ImageNet's normalisation; no encoder.
+fn segmenter_recipe(family: &str, checkpoint: &Path) -> String {
+    let output = if family.starts_with("deeplabv3_") { "softmax" } else { "sigmoid" };
+    format!(
+        "{}[preprocess]\n{IMAGENET}\n[encoder]\nfamily = \"none\"\n\n\
+         [[segmenter]]\nname = \"{family}\"\nfamily = \"{family}\"\n\
+         weights = \"{family}.safetensors\"\noutput = \"{output}\"\n\n\
+         [segmenter.preprocess]\n{IMAGENET}",
+        recipe_head(family, "Segmentation by", checkpoint, 512)
+    )
+}
+
+const IMAGENET: &str = "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n";
+const HALVES: &str = "mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n";
+
+fn recipe_head(family: &str, what: &str, checkpoint: &Path, side: u32) -> String {
     let file = checkpoint.file_name().unwrap_or_default().to_string_lossy();
     format!(
-        "schema = 1\nname = \"{family}\"\ntitle = \"Features of {family}\"\n\
+        "schema = 1\nname = \"{family}\"\ntitle = \"{what} {family}\"\n\
          licence = \"of the checkpoint\"\nsource = {}\n\n\
-         [tiles]\nsize_px = 224\nmpp = 0.5\n\n\
-         [preprocess]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n\n\
-         [encoder]\nfamily = \"{family}\"\n",
+         [tiles]\nsize_px = {side}\nmpp = 0.5\n\n",
         toml::Value::String(file.into_owned())
     )
 }
@@ -274,7 +406,7 @@ fn describe_rest(
             Fate::Encoder(name) if plan.truncated.contains(name) => {
                 dropped.push((key, "behind the recipe's truncation"));
             }
-            Fate::Encoder(name) | Fate::Head(name) if verbose => {
+            Fate::Encoder(name) | Fate::Head(name) | Fate::Segmenter(name) if verbose => {
                 let shape = checkpoint.get(key).map(|t| t.shape.to_vec()).unwrap_or_default();
                 let _ = writeln!(report, "  {name} {shape:?} <- {key}");
             }

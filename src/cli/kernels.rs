@@ -1,16 +1,24 @@
 //! `histokern kernels`: which CUDA kernels there are, what they cost and where they come from.
 
-use super::{Global, Outcome};
-use crate::cuda::compile::{self, Compiler, Origin};
+use super::{Global, Outcome, print_json};
+use crate::cuda::cache::Cache;
+use crate::cuda::compile::{self, Compiled, Compiler, Origin, Usage};
+use crate::cuda::embedded::Archive;
 use crate::cuda::kernels::{ARCHITECTURES, Arch, Instance, KERNELS, Kernel};
-use crate::error::{Error, Result};
+use crate::cuda::{self, ptx};
+use crate::error::{Context, Error, Result};
+use crate::report::atomic;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 /// List, compile and check the CUDA kernels; needs no GPU
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
-  histokern kernels list
+  histokern kernels list --arch sm_90
   histokern kernels compile --arch sm_80 --arch sm_90
+  histokern kernels compile --out cubins.zip
   histokern kernels cache --clear")]
 pub struct Args {
     #[command(subcommand)]
@@ -19,20 +27,20 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// Every kernel with its source and launch bounds
+    /// Every kernel with its launch bounds, its cost where known, and where it would come from:
+    /// embedded, cache, nvrtc (compiled when first used) or missing
     List {
+        /// Architecture, such as sm_90, or all; may be repeated [default: that of the GPU, else sm_80]
+        #[arg(long, value_name = "SM", value_parser = Archs::parse)]
+        arch: Vec<Archs>,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Compile, and fail on a spill or an exceeded register budget
+    /// Compile into the cache, and fail on a spill or an exceeded register budget
     Compile {
-        /// Architecture, such as sm_90; may be repeated [default: all]
-        #[arg(long, value_name = "SM", value_parser = |s: &str| Arch::parse(s).map_err(|e| e.to_string()))]
-        arch: Vec<Arch>,
-        /// Every activation and residual, not one of each kernel
-        #[arg(long)]
-        all: bool,
+        #[command(flatten)]
+        choice: Choice,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -48,175 +56,340 @@ enum Action {
     },
 }
 
+/// What to compile.
+#[derive(clap::Args, Debug)]
+struct Choice {
+    /// Architecture, such as sm_90, or all; may be repeated [default: all]
+    #[arg(long, value_name = "SM", value_parser = Archs::parse)]
+    arch: Vec<Archs>,
+    /// Only kernels whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    kernel: String,
+    /// Every activation and residual, not one of each kernel
+    #[arg(long)]
+    all: bool,
+    /// Write an archive for a build with --features embed-cubins; implies --all
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Of N equal parts the I-th: how worker processes share the work
+    #[arg(long, value_name = "I/N", hide = true, value_parser = parse_part)]
+    part: Option<(usize, usize)>,
+}
+
+/// One architecture or all of them.
+#[derive(Clone, Debug)]
+struct Archs(Vec<Arch>);
+
+impl Archs {
+    fn parse(text: &str) -> Result<Archs, String> {
+        if text == "all" {
+            return Ok(Archs(ARCHITECTURES.to_vec()));
+        }
+        Arch::parse(text).map(|arch| Archs(vec![arch])).map_err(|e| e.to_string())
+    }
+
+    fn or(named: &[Archs], default: impl FnOnce() -> Vec<Arch>) -> Vec<Arch> {
+        if named.is_empty() { default() } else { named.iter().flat_map(|a| a.0.clone()).collect() }
+    }
+}
+
+fn parse_part(text: &str) -> Result<(usize, usize), String> {
+    let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    parsed.filter(|(i, n)| i < n).ok_or_else(|| format!("{text:?} is not like 0/2"))
+}
+
 /// Runs the verb.
 ///
 /// # Errors
 /// [`crate::Kind::Device`] without a compiler, or when a kernel spills or exceeds its budget.
-pub fn run(args: &Args, _global: &Global) -> Result<Outcome> {
+pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let compiler = Compiler::new();
     match &args.action {
-        Action::List { json } => list(*json),
-        Action::Compile { arch, all, json } => {
-            let archs = if arch.is_empty() { &ARCHITECTURES[..] } else { arch };
-            compile_all(&compiler, archs, *all, *json)?;
-        }
+        Action::List { arch, json } => list(&compiler, arch, *json, global)?,
+        Action::Compile { choice, json } => match choice.part {
+            Some(part) => compile_part(&compiler, choice, part)?,
+            None => compile_all(compiler, choice, *json, global)?,
+        },
         Action::Cache { clear, json } => cache(&compiler, *clear, *json)?,
     }
     Ok(Outcome::Done)
 }
 
-fn print_json(value: &Value) {
-    println!("{value:#}");
+/// How many of the kernels of an architecture come from where; `missing` without a compiler.
+///
+/// # Errors
+/// As [`Compiler::find`].
+pub fn sources(compiler: &Compiler, arch: Arch) -> Result<BTreeMap<String, usize>> {
+    let mut counts = BTreeMap::new();
+    let choice = Choice { arch: vec![], kernel: String::new(), all: true, out: None, part: None };
+    for (instance, arch) in choice.instances(&[arch], compiler)? {
+        let found = compiler.find(&instance.request(arch))?;
+        *counts.entry(source(compiler, found.as_ref())).or_default() += 1;
+    }
+    Ok(counts)
 }
 
-fn list(as_json: bool) {
-    let row = |k: &Kernel| {
-        json!({
-            "name": k.name, "file": k.file, "entry": k.entry, "since": k.since.name(),
-            "threads": k.block.iter().product::<u32>(), "register_budget": k.registers,
-            "tensor_cores": k.tensor_cores, "argument_bytes": k.argument_bytes,
-        })
-    };
-    if as_json {
-        return print_json(&KERNELS.iter().map(row).collect());
+/// Where a kernel would come from if it were needed now.
+fn source(compiler: &Compiler, found: Option<&Compiled>) -> String {
+    match found {
+        Some(compiled) => compiled.origin.to_string(),
+        None if compiler.nvrtc().is_ok() => Origin::Nvrtc.to_string(),
+        None => "missing".into(),
     }
-    println!(
-        "{:24} {:14} {:6} {:>7} {:>9}  cores",
-        "kernel", "source", "since", "threads", "registers"
-    );
-    for k in KERNELS {
-        let threads: u32 = k.block.iter().product();
-        let cores = if k.tensor_cores { "tensor" } else { "scalar" };
-        println!(
-            "{:24} {:14} {:6} {threads:>7} {:>9}  {cores}",
-            k.name,
-            k.file,
-            k.since.name(),
-            format!("<= {}", k.registers)
-        );
+}
+
+impl Choice {
+    /// Each thing to compile once: some kernels share a source with the same definitions.
+    fn instances(&self, archs: &[Arch], compiler: &Compiler) -> Result<Vec<(Instance, Arch)>> {
+        let (mut list, mut seen) = (Vec::new(), HashSet::new());
+        for &arch in archs {
+            let fits = |k: &&Kernel| k.runs_on(arch) && k.name.contains(&self.kernel);
+            for kernel in KERNELS.iter().filter(fits) {
+                let mut instances = kernel.instances();
+                if !self.all && self.out.is_none() {
+                    instances = instances.split_off(instances.len().saturating_sub(1));
+                }
+                for instance in instances {
+                    let key = compiler.key(&instance.request(arch))?;
+                    if seen.insert((key, kernel.entry)) {
+                        list.push((instance, arch));
+                    }
+                }
+            }
+        }
+        Ok(list)
     }
 }
 
 /// One line of the report.
 struct Line {
     name: String,
+    kernel: &'static Kernel,
     arch: Arch,
-    registers: u32,
-    budget: u32,
-    spill_bytes: u32,
-    shared_bytes: u32,
-    cubin_bytes: usize,
-    origin: Origin,
+    /// Unknown until it is compiled.
+    usage: Option<Usage>,
+    cubin_bytes: Option<usize>,
+    source: String,
 }
 
-fn compile_all(compiler: &Compiler, archs: &[Arch], all: bool, as_json: bool) -> Result<()> {
-    let mut lines = Vec::new();
-    let mut wrong = Vec::new();
-    if !as_json {
+impl Line {
+    fn new(instance: &Instance, arch: Arch, compiled: Option<&Compiled>, source: String) -> Line {
+        let kernel = instance.kernel;
+        let mut name = kernel.name.to_string();
+        if kernel.instances().len() > 1 {
+            name += &format!(" {:?}", instance.act).to_lowercase();
+            name += if instance.residual { " residual" } else { "" };
+        }
+        let usage = compiled.and_then(|c| {
+            compile::usage(&c.output.log).into_iter().find(|u| u.entry == kernel.entry)
+        });
+        let cubin_bytes = compiled.map(|c| c.output.cubin.len());
+        Line { name, kernel, arch, usage, cubin_bytes, source }
+    }
+
+    /// Dynamic and static shared memory of a block.
+    fn shared_bytes(&self) -> u32 {
+        let fixed = self.usage.as_ref().map_or(0, |u| u.static_shared_bytes);
+        fixed + self.kernel.shared_bytes(self.arch, 1)
+    }
+
+    fn print_head() {
         println!(
-            "{:40} {:6} {:>9} {:>6} {:>7} {:>7}  origin",
-            "kernel", "arch", "registers", "spills", "shared", "cubin"
+            "{:40} {:6} {:>7} {:>9} {:>6} {:>6} {:>7} {:>7}  source",
+            "kernel", "arch", "threads", "registers", "budget", "spills", "shared", "cubin"
         );
     }
-    for &arch in archs {
+
+    fn print(&self) {
+        let known = |n: Option<u32>| n.map_or_else(|| "-".into(), |n| n.to_string());
+        println!(
+            "{:40} {:6} {:>7} {:>9} {:>6} {:>6} {:>7} {:>7}  {}",
+            self.name,
+            self.arch.name(),
+            self.kernel.block.iter().product::<u32>(),
+            known(self.usage.as_ref().map(|u| u.registers)),
+            self.kernel.registers,
+            known(self.usage.as_ref().map(|u| u.spill_bytes)),
+            self.shared_bytes(),
+            self.cubin_bytes.map_or_else(|| "-".into(), |n| n.to_string()),
+            self.source
+        );
+    }
+
+    fn json(&self) -> Value {
+        let k = self.kernel;
+        json!({
+            "kernel": self.name, "row": k.name, "arch": self.arch.name(), "file": k.file,
+            "entry": k.entry, "since": k.since.name(),
+            "threads": k.block.iter().product::<u32>(),
+            "registers": self.usage.as_ref().map(|u| u.registers), "register_budget": k.registers,
+            "spill_bytes": self.usage.as_ref().map(|u| u.spill_bytes),
+            "shared_bytes": self.shared_bytes(), "argument_bytes": k.argument_bytes,
+            "tensor_cores": k.tensor_cores, "cubin_bytes": self.cubin_bytes, "source": self.source,
+        })
+    }
+}
+
+fn list(compiler: &Compiler, named: &[Archs], as_json: bool, global: &Global) -> Result<()> {
+    let archs = Archs::or(named, || {
+        let devices = cuda::driver().map(|driver| driver.devices).unwrap_or_default();
+        let found = devices.iter().find_map(|d| Arch::of_device(d.compute_capability));
+        vec![found.unwrap_or(Arch(80))]
+    });
+    let mut lines = Vec::new();
+    for &arch in &archs {
         for kernel in KERNELS.iter().filter(|k| k.runs_on(arch)) {
-            let mut instances = kernel.instances();
-            if !all {
-                instances = instances.split_off(instances.len() - 1);
-            }
-            for instance in instances {
-                let line = measure(compiler, &instance, arch, &mut wrong)?;
-                if !as_json {
-                    print_line(&line);
-                }
-                lines.push(line);
-            }
+            let Some(instance) = kernel.instances().pop() else { continue };
+            let found = compiler.find(&instance.request(arch))?;
+            let source = source(compiler, found.as_ref());
+            let line = Line::new(&instance, arch, found.as_ref(), source);
+            lines.push(Line { name: kernel.name.to_string(), ..line });
         }
     }
     if as_json {
-        print_json(&lines.iter().map(line_json).collect());
+        print_json(&lines.iter().map(Line::json).collect());
+        return Ok(());
     }
-    if wrong.is_empty() { Ok(()) } else { Err(Error::device(wrong.join("\n"))) }
+    Line::print_head();
+    lines.iter().for_each(Line::print);
+    if named.is_empty() {
+        let names: Vec<String> = ARCHITECTURES.iter().map(|a| a.name()).collect();
+        global.say(&format!(
+            "shown for {}; --arch names another of {}",
+            archs[0].name(),
+            names.join(", ")
+        ));
+    }
+    Ok(())
 }
 
-/// Compiles one instance and notes in `wrong` what must not be.
-fn measure(
+/// A worker's share: everything goes into the cache, nothing is printed.
+fn compile_part(compiler: &Compiler, choice: &Choice, (part, parts): (usize, usize)) -> Result<()> {
+    let archs = Archs::or(&choice.arch, || ARCHITECTURES.to_vec());
+    let instances = choice.instances(&archs, compiler)?;
+    for (instance, arch) in instances.iter().skip(part).step_by(parts) {
+        instance.compile(compiler, *arch)?;
+    }
+    Ok(())
+}
+
+/// Fills the cache from several processes: NVRTC compiles one program at a time in each. What they
+/// leave out is compiled by the caller.
+fn compile_in_workers(choice: &Choice, archs: &[Arch], workers: usize) {
+    let Ok(program) = std::env::current_exe() else { return };
+    let start = |part: usize| {
+        let mut command = Command::new(&program);
+        command.args(["kernels", "compile", "--kernel", &choice.kernel]);
+        command.args(["--part", &format!("{part}/{workers}")]);
+        for arch in archs {
+            command.args(["--arch", &arch.name()]);
+        }
+        if choice.all || choice.out.is_some() {
+            command.arg("--all");
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+    };
+    let running: Vec<_> = (0..workers).filter_map(start).collect();
+    for mut worker in running {
+        let _ = worker.wait();
+    }
+}
+
+fn compile_all(
+    mut compiler: Compiler,
+    choice: &Choice,
+    as_json: bool,
+    global: &Global,
+) -> Result<()> {
+    let archs = Archs::or(&choice.arch, || ARCHITECTURES.to_vec());
+    if choice.out.is_some() {
+        // An archive linked into this program holds PTX for some kernels only.
+        compiler = compiler.with_archive(None);
+    }
+    let instances = choice.instances(&archs, &compiler)?;
+    let mut missing = 0;
+    for (instance, arch) in &instances {
+        missing += usize::from(compiler.find(&instance.request(*arch))?.is_none());
+    }
+    let workers = global.threads().min(missing / 4);
+    if workers > 1 && compiler.cache().is_some() && compiler.nvrtc().is_ok() {
+        global.say(&format!("compiling {missing} kernels in {workers} processes"));
+        compile_in_workers(choice, &archs, workers);
+    }
+    let (mut lines, mut wrong, mut packed) = (Vec::new(), Vec::new(), Vec::new());
+    if !as_json {
+        Line::print_head();
+    }
+    for (instance, arch) in &instances {
+        let compiled = instance.compile(&compiler, *arch)?;
+        let line = Line::new(instance, *arch, Some(&compiled), compiled.origin.to_string());
+        judge(&line, &compiled, &mut wrong);
+        if !as_json {
+            line.print();
+        }
+        lines.push(line);
+        if choice.out.is_some() {
+            packed.push(pack(&compiler, instance, *arch, compiled)?);
+        }
+    }
+    if as_json {
+        print_json(&lines.iter().map(Line::json).collect());
+    }
+    if let Some(problem) = compiler.cache().and_then(Cache::problem) {
+        global.say(&format!("not kept for the next run: {problem}"));
+    }
+    if !wrong.is_empty() {
+        return Err(Error::device(wrong.join("\n")));
+    }
+    if let Some(file) = &choice.out {
+        packed.dedup_by(|a, b| a.0 == b.0);
+        atomic::write_bytes(file, &Archive::pack(&packed)?)?;
+        global.say(&format!("{}: {} kernels", file.display(), packed.len()));
+    }
+    Ok(())
+}
+
+/// Notes what must not be.
+fn judge(line: &Line, compiled: &Compiled, wrong: &mut Vec<String>) {
+    let name = format!("{} {}", line.name, line.arch.name());
+    let Some(usage) = &line.usage else {
+        wrong.push(format!("{name}: no report from the assembler"));
+        return;
+    };
+    let budget = line.kernel.registers;
+    if usage.registers > budget || usage.spill_bytes > 0 {
+        wrong.push(format!(
+            "{name}: {} registers (budget {budget}), {} bytes spilled",
+            usage.registers, usage.spill_bytes
+        ));
+    }
+    wrong.extend(compile::complaints(&compiled.output.log).iter().map(|c| format!("{name}: {c}")));
+}
+
+/// An entry of the archive. PTX serves the architectures that come after it, so that of the oldest
+/// one alike is enough.
+fn pack(
     compiler: &Compiler,
     instance: &Instance,
     arch: Arch,
-    wrong: &mut Vec<String>,
-) -> Result<Line> {
-    let kernel = instance.kernel;
-    let compiled = instance.compile(compiler, arch)?;
-    let log = &compiled.output.log;
-    let mut name = kernel.name.to_string();
-    if kernel.instances().len() > 1 {
-        name += &format!(" {:?}", instance.act).to_lowercase();
-        name += if instance.residual { " residual" } else { "" };
-    }
-    let usage = compile::usage(log).into_iter().find(|u| u.entry == kernel.entry);
-    let Some(usage) = usage else {
-        return Err(Error::device(format!("{name} {}: no report from the assembler", arch.name())));
+    compiled: Compiled,
+) -> Result<(String, String, compile::Output)> {
+    let mut output = compiled.output;
+    output.ptx = if instance.oldest_alike(arch) == arch {
+        ptx::lowered(&output.ptx).context(|| instance.kernel.name.to_string())?.into_bytes()
+    } else {
+        Vec::new()
     };
-    wrong.extend(compile::complaints(log).iter().map(|c| format!("{name} {}: {c}", arch.name())));
-    if usage.registers > kernel.registers || usage.spill_bytes > 0 {
-        wrong.push(format!(
-            "{name} {}: {} registers (budget {}), {} bytes spilled",
-            arch.name(),
-            usage.registers,
-            kernel.registers,
-            usage.spill_bytes
-        ));
-    }
-    Ok(Line {
-        name,
-        arch,
-        registers: usage.registers,
-        budget: kernel.registers,
-        spill_bytes: usage.spill_bytes,
-        shared_bytes: usage.static_shared_bytes + kernel.shared_bytes(arch, 1),
-        cubin_bytes: compiled.output.cubin.len(),
-        origin: compiled.origin,
-    })
-}
-
-fn origin(line: &Line) -> &'static str {
-    match line.origin {
-        Origin::Cache => "cache",
-        Origin::Nvrtc => "nvrtc",
-    }
-}
-
-fn print_line(line: &Line) {
-    println!(
-        "{:40} {:6} {:>9} {:>6} {:>7} {:>7}  {}",
-        line.name,
-        line.arch.name(),
-        line.registers,
-        line.spill_bytes,
-        line.shared_bytes,
-        line.cubin_bytes,
-        origin(line)
-    );
-}
-
-fn line_json(line: &Line) -> Value {
-    json!({
-        "kernel": line.name, "arch": line.arch.name(), "registers": line.registers,
-        "register_budget": line.budget, "spill_bytes": line.spill_bytes,
-        "shared_bytes": line.shared_bytes, "cubin_bytes": line.cubin_bytes, "origin": origin(line),
-    })
+    Ok((compiler.key(&instance.request(arch))?, compiled.compiler, output))
 }
 
 fn cache(compiler: &Compiler, clear: bool, as_json: bool) -> Result<()> {
-    let entries = compiler.entries();
+    let entries = compiler.cache().map(Cache::entries).unwrap_or_default();
     let bytes: u64 = entries.iter().map(|e| e.1).sum();
-    if clear {
-        for (path, _) in &entries {
-            std::fs::remove_file(path).map_err(|e| Error::io(path.display().to_string(), e))?;
-        }
+    let folder = compiler.cache().map(|cache| cache.folder().display().to_string());
+    if let (true, Some(cache)) = (clear, compiler.cache()) {
+        cache.clear().map_err(|e| Error::io(cache.folder().display().to_string(), e))?;
     }
-    let folder = compiler.folder().map(|f| f.display().to_string());
     if as_json {
         let count = entries.len();
         print_json(

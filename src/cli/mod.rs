@@ -2,22 +2,33 @@
 //!
 //! Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some slides failed and the rest are done.
 
+mod bench;
+mod check;
 mod cohort;
+mod combined;
 mod common;
 mod demo;
+mod device;
 mod doctor;
 mod encode;
 mod evaluate;
+mod explain;
 mod features;
 mod fit;
 mod import;
 mod info;
 mod kernels;
 mod nomogram;
+mod nuclei;
+mod nuclei_report;
 mod predict;
+mod recipes;
 mod region;
+mod report;
+mod run;
 mod synth;
 mod table;
+mod tile_list;
 mod tiles;
 
 use crate::error::{Kind, Result};
@@ -89,12 +100,18 @@ enum Verb {
     Encode(encode::Args),
     Features(features::Args),
     Predict(predict::Args),
+    Explain(explain::Args),
     Evaluate(evaluate::Args),
     Fit(fit::Args),
     Nomogram(nomogram::Args),
+    Nuclei(nuclei::Args),
+    Report(report::Args),
     Import(import::Args),
+    Run(run::Args),
     Synth(synth::Args),
     Kernels(kernels::Args),
+    Check(check::Args),
+    Bench(bench::Args),
     Doctor(doctor::Args),
 }
 
@@ -121,12 +138,18 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Verb::Encode(args) => encode::run(args, global),
         Verb::Features(args) => features::run(args, global),
         Verb::Predict(args) => predict::run(args, global),
+        Verb::Explain(args) => explain::run(args, global),
         Verb::Evaluate(args) => evaluate::run(args, global),
         Verb::Fit(args) => fit::run(args, global),
         Verb::Nomogram(args) => nomogram::run(args, global),
+        Verb::Nuclei(args) => nuclei::run(args, global),
+        Verb::Report(args) => report::run(args, global),
         Verb::Import(args) => import::run(args, global),
+        Verb::Run(args) => run::run(args, global),
         Verb::Synth(args) => synth::run(args, global),
         Verb::Kernels(args) => kernels::run(args, global),
+        Verb::Bench(args) => bench::run(args, global),
+        Verb::Check(args) => check::run(args, global),
         Verb::Doctor(args) => doctor::run(args, global),
     }
 }

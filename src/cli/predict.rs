@@ -1,6 +1,7 @@
 //! `histokern predict`: slides, features made elsewhere or bags of tile images to predictions.
 
 use super::cohort::{Cohort, failed_row, file_name, jobs};
+use super::combined::Combined;
 use super::common::{Progress, RunArgs, SlideArgs, make_folder};
 use super::{Global, Outcome, print_json};
 use crate::error::{Context, Error, Result};
@@ -25,7 +26,8 @@ use std::time::Instant;
                   changed.\n\nExamples:\n  histokern predict slides/*.svs --package weights/demo --out out\n  \
                   histokern predict biopsy.jpg --package weights/balnmp-dl-cnb-c --regions biopsy.json \
                   \\\n      --clinical clinical.csv --out out\n  \
-                  histokern predict --features uni/*.h5 --package my-head --out out"
+                  histokern predict --features uni/*.h5 --package my-head --out out\n  \
+                  histokern predict slides/*.svs --package pkg --model combined.toml --clinical clinical.csv --out out"
 )]
 pub struct Args {
     /// Slides
@@ -55,6 +57,10 @@ pub struct Args {
     /// Column of the clinical table that names the patient [default: the first]
     #[arg(long, value_name = "COLUMN", requires = "clinical")]
     clinical_id: Option<String>,
+    /// Model of `histokern fit` to apply last, to what the head says (features `value` or `p_<class>`)
+    /// and to columns of the clinical table: one more prediction a slide
+    #[arg(long, value_name = "MODEL.toml")]
+    model: Option<PathBuf>,
     /// Accept feature files that name another encoder recipe than the package's
     #[arg(long, requires = "features")]
     any_encoder: bool,
@@ -89,6 +95,7 @@ impl Args {
             regions: None,
             clinical: None,
             clinical_id: None,
+            model: None,
             any_encoder: false,
             fail_fast: false,
             json: false,
@@ -114,7 +121,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
 /// # Errors
 /// What keeps the run from starting, or with `--fail-fast` the first slide that failed.
 pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<SlideResult>)> {
-    let backend = args.run.device.open(global)?;
+    let backend = args.run.open(global)?;
     let parts = if args.features.is_empty() { Parts::All } else { Parts::Heads };
     let mut engine = Engine::open(&args.package, &*backend, parts, args.run.batch.into())?;
     let table = args
@@ -122,6 +129,8 @@ pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<Slid
         .as_deref()
         .map(|path| Table::read(path, args.clinical_id.as_deref()))
         .transpose()?;
+    let heads: Vec<String> = engine.recipe().heads.iter().map(|h| h.name.clone()).collect();
+    let combined = args.model.as_deref().map(|path| Combined::read(path, &heads)).transpose()?;
     let bag_lists = args.bags.as_deref().map(bag_list::read).transpose()?.unwrap_or_default();
     let jobs = match &args.bags {
         Some(path) => bag_lists
@@ -140,7 +149,7 @@ pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<Slid
     let mut patients = BTreeMap::new();
     let mut ready = Vec::with_capacity(jobs.len());
     for job in jobs {
-        match Patient::new(&engine, table.as_ref(), &job, &args.slide) {
+        match Patient::new(&engine, table.as_ref(), combined.as_ref(), &job, &args.slide) {
             Ok(patient) => {
                 patients.insert(job.name.clone(), patient);
                 ready.push(job);
@@ -148,7 +157,7 @@ pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<Slid
             Err(error) => cohort.failed(&job, error)?,
         }
     }
-    let mut predictor = Predictor { cohort, patients, results: Vec::new(), args };
+    let mut predictor = Predictor { cohort, patients, combined, results: Vec::new(), args };
     let ran = match &args.images {
         Some(images) => predictor.bag_lists(&mut engine, &ready, &bag_lists, images),
         None if args.features.is_empty() => predictor.slides(&mut engine, &ready, global),
@@ -194,12 +203,15 @@ struct Patient {
     vectors: Vec<Vec<f32>>,
     options: BTreeMap<String, Value>,
     cells: BTreeMap<String, String>,
+    /// Raw clinical cells of the model that is applied last.
+    model: BTreeMap<String, String>,
 }
 
 impl Patient {
     fn new(
         engine: &Engine,
         table: Option<&Table>,
+        combined: Option<&Combined>,
         job: &Job,
         slide: &SlideArgs,
     ) -> Result<Patient> {
@@ -218,24 +230,37 @@ impl Patient {
                 cells.insert(column.clone(), value.to_string());
             }
         }
+        let mut model = BTreeMap::new();
+        if let Some(combined) = combined {
+            model = combined.cells(table, &job.name)?;
+            options.insert("model".to_string(), json!(combined.sha256));
+            let named = |(column, cell): (&String, &String)| {
+                (format!("{}: {column}", combined.name), cell.clone())
+            };
+            cells.extend(model.iter().map(named));
+        }
         if !cells.is_empty() {
             options.insert("clinical".to_string(), json!(cells));
         }
-        Ok(Patient { vectors, options, cells })
+        Ok(Patient { vectors, options, cells, model })
     }
 }
 
 struct Predictor<'a> {
     cohort: Cohort,
     patients: BTreeMap<String, Patient>,
+    combined: Option<Combined>,
     results: Vec<SlideResult>,
     args: &'a Args,
 }
 
 impl Predictor<'_> {
     fn slides(&mut self, engine: &mut Engine, jobs: &[Job], global: &Global) -> Result<()> {
-        let options =
-            Options { open: self.args.slide.options()?, decode_threads: global.threads() };
+        let options = Options {
+            open: self.args.slide.options()?,
+            decode_threads: global.threads(),
+            stride_px: None,
+        };
         let progress = Progress::new(jobs.len(), global);
         let blanks: BTreeMap<&str, SlideResult> =
             jobs.iter().map(|job| (job.name.as_str(), self.blank(engine, job, ""))).collect();
@@ -380,6 +405,11 @@ impl Predictor<'_> {
         bags: &[Vec<usize>],
     ) -> Result<()> {
         result.predictions = outputs::predictions(heads, bags);
+        if let Some(combined) = &self.combined {
+            let cells = &self.patients[&job.name].model;
+            let last = combined.predict(&result.predictions, cells)?;
+            result.predictions.push(last);
+        }
         result.write(&result_path(&self.args.out, job))?;
         self.cohort.done(job, &result);
         self.results.push(result);

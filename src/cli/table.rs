@@ -109,6 +109,11 @@ impl Table {
             .context(self.path.clone())
     }
 
+    /// Puts the file and line of a row in front of an error about it.
+    pub fn at_row(&self, row: usize, error: Error) -> Error {
+        error.context(format!("line {}", self.lines[row])).context(self.path.clone())
+    }
+
     /// Keeps the rows with these indices, in this order.
     pub fn select(&self, rows: &[usize]) -> Table {
         Table {

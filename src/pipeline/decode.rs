@@ -1,16 +1,19 @@
-//! Tiles into batch slots: read, filter, resample, each straight into its row.
+//! Tiles into batch slots: read, filter, normalise, resample, each straight into its row.
 
 use super::Prepared;
+use crate::backend::HostMemory;
 use crate::error::{Error, Result};
 use crate::image::{Resampler, RgbImage, colour, filter};
 use crate::recipe::{Recipe, Tiles};
 use crate::slide::{Region, Scratch as SlideScratch, TilePass};
 use crate::tiling::TileGrid;
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Room for one batch of encoder inputs.
 pub struct Slot {
-    pixels: Vec<u8>,
+    pixels: HostMemory,
     row_bytes: usize,
     /// Grid indices of the rows that hold a tile, first to last.
     pub tiles: Vec<usize>,
@@ -19,9 +22,14 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// A slot of `rows` rows.
-    pub fn new(rows: usize, row_bytes: usize) -> Slot {
-        Slot { pixels: vec![0; rows * row_bytes], row_bytes, tiles: Vec::new(), read: 0 }
+    /// A slot of as many rows as the memory holds.
+    pub fn new(pixels: HostMemory, row_bytes: usize) -> Slot {
+        Slot { pixels, row_bytes, tiles: Vec::new(), read: 0 }
+    }
+
+    /// The memory, for a session that takes it.
+    pub fn into_pixels(self) -> HostMemory {
+        self.pixels
     }
 
     /// `[rows, H, W, 3]` of the first rows.
@@ -98,6 +106,8 @@ pub struct TileReader<'a> {
     pass: TilePass<'a>,
     geometry: Geometry,
     pool: rayon::ThreadPool,
+    /// Nanoseconds of all threads: on tiles, and on reading and decoding them.
+    spent: [AtomicU64; 2],
 }
 
 /// The sizes a tile goes through: read at a level, then at the recipe's resolution, then as the
@@ -161,7 +171,20 @@ impl<'a> TileReader<'a> {
             pass: TilePass::new(&prepared.slide, grid.level, &regions)?,
             geometry: Geometry::new(grid, recipe)?,
             pool,
+            spent: [AtomicU64::new(0), AtomicU64::new(0)],
         })
+    }
+
+    /// The part of the time so far that went into filtering and resampling.
+    pub fn resample_share(&self) -> f64 {
+        let [all, read] = self.spent.each_ref().map(|spent| spent.load(Ordering::Relaxed) as f64);
+        if all > 0.0 { (1.0 - read / all).max(0.0) } else { 0.0 }
+    }
+
+    /// Counts the time since `start`.
+    fn spend(&self, what: usize, start: Instant) {
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.spent[what].fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Fills a slot with the tiles from grid position `first` on and returns the position after
@@ -175,7 +198,9 @@ impl<'a> TileReader<'a> {
                 .zip(results.par_iter_mut())
                 .enumerate()
                 .for_each_init(Scratch::default, |scratch, (row, (out, result))| {
+                    let start = Instant::now();
                     *result = self.tile(first + row, out, scratch);
+                    self.spend(0, start);
                 });
         });
         let kept: Vec<bool> = results.iter().map(|(state, _)| *state == TileState::Kept).collect();
@@ -193,13 +218,23 @@ impl<'a> TileReader<'a> {
         let straight =
             g.read_px == g.tile_px && g.tile_px == g.input_px && g.resized_px == g.tile_px;
         if straight && self.rules.min_sharpness.is_none() && self.prepared.regions.is_empty() {
-            return match self.pass.read(index, out, &mut scratch.slide) {
+            let start = Instant::now();
+            let read = self.pass.read(index, out, &mut scratch.slide);
+            self.spend(1, start);
+            return match read {
                 Err(error) => (TileState::Unread(error.to_string()), false),
-                Ok(missing) => (self.white(out), !missing.is_empty()),
+                Ok(missing) => {
+                    let state = self.white(out);
+                    self.normalise(out);
+                    (state, !missing.is_empty())
+                }
             };
         }
         shape(&mut scratch.read, g.read_px);
-        let missing = match self.pass.read(index, &mut scratch.read.data, &mut scratch.slide) {
+        let start = Instant::now();
+        let read = self.pass.read(index, &mut scratch.read.data, &mut scratch.slide);
+        self.spend(1, start);
+        let missing = match read {
             Ok(missing) => !missing.is_empty(),
             Err(error) => return (TileState::Unread(error.to_string()), false),
         };
@@ -211,6 +246,7 @@ impl<'a> TileReader<'a> {
         if state != TileState::Kept {
             return (state, missing);
         }
+        self.normalise(&mut tile.data);
         if g.resized_px == g.input_px {
             g.to_input.run(&tile.data, out, rows);
             return (TileState::Kept, missing);
@@ -222,6 +258,13 @@ impl<'a> TileReader<'a> {
             Err(error) => return (TileState::Unread(error.to_string()), missing),
         }
         (TileState::Kept, missing)
+    }
+
+    /// Gives the tile the recipe's stain. Filters have seen the slide's own colours.
+    fn normalise(&self, rgb: &mut [u8]) {
+        if let Some(stain) = &self.prepared.stain {
+            stain.apply(rgb);
+        }
     }
 
     /// Makes white what lies outside the annotated region the tile belongs to.
@@ -258,8 +301,15 @@ fn shape(image: &mut RgbImage, side: usize) {
 /// A single picture as the encoder takes it, `[H, W, 3]`.
 ///
 /// # Errors
-/// [`crate::Kind::Usage`] when its size does not suit the recipe.
+/// [`crate::Kind::Usage`] when its size does not suit the recipe, or when the recipe normalises the
+/// stain of slides, which a picture of one tile does not determine.
 pub fn encoder_input(image: &RgbImage, recipe: &Recipe) -> Result<Vec<u8>> {
+    if !recipe.stain.is_none() {
+        return Err(Error::usage(
+            "this recipe fits the stain of a whole slide, which tile images do not show: run it \
+             on slides, or normalise the images and set [stain] method = \"none\"",
+        ));
+    }
     let side = recipe.input_px() as usize;
     let Some(resize) = recipe.preprocess.resize.map(|px| px as usize) else {
         if recipe.preprocess.crop.is_none() && (image.width, image.height) != (side, side) {

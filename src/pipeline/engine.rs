@@ -1,6 +1,6 @@
 //! A package readied on a backend: its encoder and its heads, each one session.
 
-use crate::backend::{Backend, Input, Session};
+use crate::backend::{self, Backend, HostMemory, Input, Session};
 use crate::error::{Context, Error, Result};
 use crate::heads::{self, Head, Prediction};
 use crate::models::{self, Encoder};
@@ -15,6 +15,9 @@ pub struct Engine {
     encoder: Option<(Encoder, Box<dyn Session>)>,
     heads: Vec<(Head, Box<dyn Session>)>,
     batch: usize,
+    notes: Vec<String>,
+    /// The batch given to an encoder that works on one batch at a time: it runs when collected.
+    waiting: Option<(usize, HostMemory)>,
 }
 
 /// What one head says of one bag.
@@ -38,7 +41,8 @@ pub enum Parts {
 }
 
 impl Engine {
-    /// Opens the package in `folder` and readies its parts for batches of up to `batch` tiles.
+    /// Opens the package in `folder` and readies its parts for batches of up to `batch` tiles, fewer
+    /// if the device has no room for that many ([`Engine::notes`] then says so).
     ///
     /// # Errors
     /// Whatever keeps the recipe, the weights or the device from being used, naming the file.
@@ -50,18 +54,27 @@ impl Engine {
     ) -> Result<Engine> {
         let package = Package::open(folder)?;
         let recipe = &package.recipe;
-        // Batch norm over the bag makes the bag the batch.
-        let batch = match &recipe.bag {
-            Some(bag) if recipe.encoder.bn_mode == BnMode::Batch => bag.size,
-            _ => batch.max(1),
+        // Batch norm over the bag makes the bag the batch, and it is not to be cut.
+        let (mut batch, whole) = match &recipe.bag {
+            Some(bag) if recipe.encoder.bn_mode == BnMode::Batch => (bag.size, true),
+            _ => (batch.max(1), false),
         };
+        let mut notes = Vec::new();
         let encoder = match parts {
             Parts::Heads => None,
             Parts::Encoder | Parts::All => {
                 let weights = package.encoder()?;
                 let encoder = models::build(recipe, &weights)
                     .context(|| weights.path().display().to_string())?;
-                let session = backend.prepare(encoder.graph.clone(), batch)?;
+                let graph = encoder.graph.clone();
+                let session = if whole {
+                    backend.prepare(graph, batch)?
+                } else {
+                    let (session, note) = backend::prepare_fitting(backend, graph, batch)?;
+                    notes.extend(note);
+                    batch = session.max_rows().min(batch);
+                    session
+                };
                 Some((encoder, session))
             }
         };
@@ -83,7 +96,8 @@ impl Engine {
                 )));
             }
         }
-        Ok(Engine { device: backend.name(), package, encoder, heads: loaded, batch })
+        let (device, heads, waiting) = (backend.name(), loaded, None);
+        Ok(Engine { device, package, encoder, heads, batch, notes, waiting })
     }
 
     /// The package.
@@ -106,6 +120,11 @@ impl Engine {
         self.batch
     }
 
+    /// What a user should know about how the package was readied.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The encoder, if it was loaded.
     pub fn encoder(&self) -> Option<&Encoder> {
         self.encoder.as_ref().map(|(encoder, _)| encoder)
@@ -116,14 +135,70 @@ impl Engine {
         self.heads.iter().map(|(head, _)| head)
     }
 
-    /// `[rows, H, W, 3]` u8 to `[rows, D]` f32.
+    fn encoder_session(&mut self) -> Result<(&Encoder, &mut dyn Session)> {
+        let loaded = self.encoder.as_mut().ok_or_else(|| Error::usage("no encoder loaded"))?;
+        Ok((&loaded.0, &mut *loaded.1))
+    }
+
+    /// `[rows, H, W, 3]` u8 to `[rows, D]` f32, while no batch is under way.
     ///
     /// # Errors
     /// [`crate::Kind::Device`] when the backend fails.
     pub fn encode(&mut self, rows: usize, pixels: &[u8], features: &mut [f32]) -> Result<()> {
-        let (_, session) =
-            self.encoder.as_mut().ok_or_else(|| Error::usage("no encoder loaded"))?;
-        session.run(rows, &[Input::Pixels(pixels)], &mut [features])
+        self.encoder_session()?.1.run(rows, &[Input::Pixels(pixels)], &mut [features])
+    }
+
+    /// Batches the encoder may have under way.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when no encoder was loaded.
+    pub fn lanes(&mut self) -> Result<usize> {
+        Ok(self.encoder_session()?.1.overlapped().map_or(1, |o| o.lanes()))
+    }
+
+    /// Memory for the pixels of one batch, of the kind the device copies from fastest.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Device`] when there is none left.
+    pub fn lend(&mut self) -> Result<HostMemory> {
+        let batch = self.batch;
+        let (encoder, session) = self.encoder_session()?;
+        let bytes = batch * 3 * encoder.input_px.iter().product::<usize>();
+        match session.overlapped() {
+            Some(overlapped) => overlapped.lend(bytes),
+            None => Ok(Box::new(vec![0; bytes])),
+        }
+    }
+
+    /// Starts to encode `rows` tiles; fewer than [`Engine::lanes`] batches are under way.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`].
+    pub fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
+        if let Some(overlapped) = self.encoder_session()?.1.overlapped() {
+            return overlapped.submit(rows, pixels);
+        }
+        match self.waiting.replace((rows, pixels)) {
+            None => Ok(()),
+            Some(_) => Err(Error::usage("a batch is under way")),
+        }
+    }
+
+    /// Waits for the oldest batch: its `[rows, D]` features and its memory.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`].
+    pub fn collect(&mut self, features: &mut [f32]) -> Result<HostMemory> {
+        if let Some((rows, pixels)) = self.waiting.take() {
+            let (encoder, _) = self.encoder_session()?;
+            let bytes = rows * 3 * encoder.input_px.iter().product::<usize>();
+            self.encode(rows, &pixels[..bytes.min(pixels.len())], features)?;
+            return Ok(pixels);
+        }
+        match self.encoder_session()?.1.overlapped() {
+            Some(overlapped) => overlapped.collect(&mut [features]),
+            None => Err(Error::usage("no batch is under way")),
+        }
     }
 
     /// Runs every head on one bag of `[n, D]` features. `clinical` holds one vector per head, empty

@@ -10,11 +10,14 @@ pub mod bag_list;
 pub mod bags;
 pub mod decode;
 pub mod engine;
+pub mod explain;
+pub mod nuclei;
 pub mod outputs;
 pub mod overview;
 pub mod predict;
 pub mod prepare;
 pub mod queue;
+pub mod stain;
 
 pub use engine::{BagPrediction, Engine, Parts};
 pub use prepare::Prepared;
@@ -34,13 +37,15 @@ pub struct Job {
     pub regions: Option<PathBuf>,
 }
 
-/// How slides are run; none of this changes a result but `open.mpp_override`.
+/// How slides are run; none of this changes a result but `open.mpp_override` and `stride_px`.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// How slides are opened.
     pub open: OpenOptions,
     /// Threads that decode tiles.
     pub decode_threads: usize,
+    /// Step between tiles in place of the recipe's, for maps finer than a prediction needs.
+    pub stride_px: Option<u32>,
 }
 
 /// Told what is going on.

@@ -4,14 +4,15 @@ use super::decode::{Tally, TileState};
 use super::overview::overview;
 use super::predict::HeadResult;
 use super::{Engine, Finished, Prepared};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::heads::Scores;
 use crate::image::RgbImage;
 use crate::recipe::Bag;
 use crate::report::csv::{self, Attention};
 use crate::report::geojson::{self, Measurement, ObjectType};
 use crate::report::h5::ClamPatches;
 use crate::report::heatmap::{self, Canvas};
-use crate::report::{draw, png, result};
+use crate::report::{draw as drawing, png, result};
 use crate::slide::Slide;
 use crate::tissue;
 use std::collections::BTreeMap;
@@ -39,7 +40,13 @@ pub fn write_area(dir: &Path, prepared: &Prepared) -> Result<Picture> {
     let mut drawn = picture.image.clone();
     let grid = &prepared.grid;
     let coords: Vec<[f64; 2]> = grid.origins.iter().map(|o| o.map(|v| v as f64)).collect();
-    draw::overlay(&mut drawn, picture.downsample, &outlines(prepared), &coords, grid.size_level0);
+    drawing::overlay(
+        &mut drawn,
+        picture.downsample,
+        &outlines(prepared),
+        &coords,
+        grid.size_level0,
+    );
     png::write_rgb(&dir.join("overlay.png"), &drawn)?;
     Ok(picture)
 }
@@ -70,6 +77,12 @@ impl Picture {
             mask.data.iter().map(|&v| v != 0).collect()
         };
         Ok(Picture { image, downsample, tissue })
+    }
+
+    /// RGB of the pixels on tissue, row by row.
+    pub fn tissue(&self) -> impl Iterator<Item = [u8; 3]> + Clone {
+        let pixels = self.image.data.as_chunks::<3>().0.iter().zip(&self.tissue);
+        pixels.filter(|(_, on)| **on).map(|(rgb, _)| *rgb)
     }
 }
 
@@ -123,18 +136,27 @@ pub fn write_predictions(dir: &Path, slide: &Finished, heads: &[HeadResult]) -> 
     for (i, head) in heads.iter().enumerate() {
         let suffix = suffix(i, head);
         let branches = branches(head, &used);
-        write_attention(dir, i, head, &coords, &branches)?;
+        write_scores(dir, i, head, &coords, &branches)?;
         for branch in branches {
             let dash = if branch.class.is_empty() { "" } else { "-" };
             let path = dir.join(format!("heatmap{suffix}{dash}{}.png", branch.class));
             let raw: Vec<f64> = branch.raw.iter().map(|&v| v.into()).collect();
-            write_heatmap(&path, &picture, &coords, &raw, slide.prepared.grid.size_level0)?;
+            let scale = match head.kind {
+                Scores::Attention => Scale::Percentile,
+                Scores::Prediction => Scale::of_values(&raw, !head.classes.is_empty()),
+            };
+            let side = slide.prepared.grid.size_level0;
+            write_heatmap(&path, &picture, &coords, &raw, side, &scale)?;
             let of = match (heads.len(), branch.class.as_str()) {
                 (1, "") => String::new(),
                 (1, class) => format!("{class} "),
                 (_, "") => format!("{} ", head.head),
                 (_, class) => format!("{} {class} ", head.head),
             };
+            if head.kind == Scores::Prediction {
+                measurements.push((format!("{of}prediction"), raw));
+                continue;
+            }
             let softmax = branch.softmax.iter().map(|&v| v.into()).collect();
             measurements.push((format!("{of}attention percentile"), heatmap::percentiles(&raw)));
             measurements.push((format!("{of}attention score"), raw));
@@ -150,21 +172,31 @@ fn suffix(i: usize, head: &HeadResult) -> String {
     if i == 0 { String::new() } else { format!("-{}", head.head) }
 }
 
-fn write_attention(
+/// `attention.csv` of a head with attention, `tiles.csv` of one that predicts tiles.
+fn write_scores(
     dir: &Path,
     i: usize,
     head: &HeadResult,
     coords: &[[i64; 2]],
     branches: &[Branch],
 ) -> Result<()> {
+    let suffix = suffix(i, head);
+    if head.kind == Scores::Prediction {
+        let column = |b: &Branch| {
+            let of = if b.class.is_empty() { String::new() } else { format!("_{}", b.class) };
+            (format!("prediction{of}"), b.raw.iter().map(|&v| v.into()).collect())
+        };
+        let columns: Vec<(String, Vec<f64>)> = branches.iter().map(column).collect();
+        return csv::write_tiles(&dir.join(format!("tiles{suffix}.csv")), coords, &columns);
+    }
     let tables: Vec<Attention<'_>> = branches
         .iter()
         .map(|b| Attention { class: &b.class, raw: &b.raw, softmax: &b.softmax })
         .collect();
-    csv::write_attention(&dir.join(format!("attention{}.csv", suffix(i, head))), coords, &tables)
+    csv::write_attention(&dir.join(format!("attention{suffix}.csv")), coords, &tables)
 }
 
-/// One attention column of a head over the tiles that are in a bag.
+/// One column of scores of a head over the tiles that are in a bag.
 struct Branch {
     /// Empty when the head has one branch.
     class: String,
@@ -182,10 +214,33 @@ fn branches(head: &HeadResult, used: &[usize]) -> Vec<Branch> {
             Branch {
                 class: class.cloned().unwrap_or_default(),
                 raw: column(&head.scores),
-                softmax: column(&head.attention),
+                softmax: match head.kind {
+                    Scores::Attention => column(&head.attention),
+                    Scores::Prediction => Vec::new(),
+                },
             }
         })
         .collect()
+}
+
+/// How the colours of a heatmap are to be read.
+enum Scale {
+    /// Scores are ranked; the colour is the rank.
+    Percentile,
+    /// Values from the first to the second number.
+    Range([f64; 2]),
+}
+
+impl Scale {
+    /// Probabilities from 0 to 1, other values from the smallest to the largest there is.
+    fn of_values(values: &[f64], probabilities: bool) -> Scale {
+        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        match probabilities || low >= high {
+            true => Scale::Range([0.0, 1.0]),
+            false => Scale::Range([low, high]),
+        }
+    }
 }
 
 fn write_heatmap(
@@ -194,14 +249,55 @@ fn write_heatmap(
     coords: &[[i64; 2]],
     scores: &[f64],
     side: f64,
+    scale: &Scale,
+) -> Result<()> {
+    let options =
+        heatmap::Options { percentile: matches!(scale, Scale::Percentile), ..Default::default() };
+    match *scale {
+        Scale::Percentile => {
+            let (ends, caption) = (["0", "50", "100"], "attention percentile");
+            draw(path, picture, &Shown { coords, side, scores, ends, caption }, &options)
+        }
+        Scale::Range([low, high]) => {
+            let share = |v: &f64| ((v - low) / (high - low) * 100.0).clamp(0.0, 100.0);
+            let scores: Vec<f64> = scores.iter().map(share).collect();
+            let ends = [low, (low + high) / 2.0, high].map(|v| format!("{v:.2}"));
+            let (ends, caption) = ([&ends[0], &ends[1], &ends[2]], "prediction of the tile");
+            let ends = ends.map(String::as_str);
+            draw(path, picture, &Shown { coords, side, scores: &scores, ends, caption }, &options)
+        }
+    }
+}
+
+/// What a heatmap shows.
+pub struct Shown<'a> {
+    /// Corners of the tiles in level-0 pixels.
+    pub coords: &'a [[i64; 2]],
+    /// Their side in level-0 pixels.
+    pub side: f64,
+    /// `[N]`: any number with [`heatmap::Options::percentile`], otherwise 0 to 100.
+    pub scores: &'a [f64],
+    /// What stands below both ends and the middle of the legend.
+    pub ends: [&'a str; 3],
+    /// What the colours mean.
+    pub caption: &'a str,
+}
+
+/// Draws scores of tiles over a slide, with a legend.
+///
+/// # Errors
+/// Naming the file; [`crate::Kind::Usage`] for a score that is not finite or an option out of range.
+pub fn draw(
+    path: &Path,
+    picture: &Picture,
+    shown: &Shown<'_>,
+    options: &heatmap::Options,
 ) -> Result<()> {
     let canvas =
         Canvas { image: &picture.image, downsample: picture.downsample, tissue: &picture.tissue };
-    let options = heatmap::Options::default();
-    let coords: Vec<[f64; 2]> = coords.iter().map(|c| c.map(|v| v as f64)).collect();
-    let map = heatmap::render(&canvas, &coords, side, scores, &options)?;
-    let caption = "attention percentile";
-    let legend = heatmap::with_legend(&map, options.colormap, ["0", "50", "100"], caption);
+    let coords: Vec<[f64; 2]> = shown.coords.iter().map(|c| c.map(|v| v as f64)).collect();
+    let map = heatmap::render(&canvas, &coords, shown.side, shown.scores, options)?;
+    let legend = heatmap::with_legend(&map, options.colormap, shown.ends, shown.caption);
     png::write_rgb(path, &legend)
 }
 
@@ -262,8 +358,15 @@ pub fn blank_result(
         },
         precision: "f16".into(),
         options,
-        tiles: result::Tiles { grid: 0, kept: 0, dropped: BTreeMap::new(), unread: Vec::new() },
+        tiles: result::Tiles {
+            size_level0: None,
+            grid: 0,
+            kept: 0,
+            dropped: BTreeMap::new(),
+            unread: Vec::new(),
+        },
         regions: String::new(),
+        stain: None,
         clinical: BTreeMap::new(),
         predictions: Vec::new(),
         warnings: Vec::new(),
@@ -276,6 +379,7 @@ pub fn describe(result: &mut result::SlideResult, slide: &Finished) {
     let prepared = &slide.prepared;
     describe_slide(&mut result.slide, &prepared.slide);
     result.regions.clone_from(&prepared.area);
+    result.stain = prepared.stain.as_deref().and_then(|s| serde_json::to_value(s).ok());
     result.warnings.clone_from(&prepared.warnings);
     result.tiles = tiles(prepared, &slide.tally, slide.tiles.len());
     if slide.tally.on_missing > 0 {
@@ -321,7 +425,13 @@ fn tiles(prepared: &Prepared, tally: &Tally, kept: usize) -> result::Tiles {
     if encodable > kept {
         dropped.insert("incomplete bag".into(), (encodable - kept) as u64);
     }
-    result::Tiles { grid: tally.states.len() as u64, kept: kept as u64, dropped, unread }
+    result::Tiles {
+        size_level0: Some(prepared.grid.size_level0),
+        grid: tally.states.len() as u64,
+        kept: kept as u64,
+        dropped,
+        unread,
+    }
 }
 
 /// Head results as `result.json` holds them.
@@ -391,7 +501,7 @@ pub fn write_feature_attention(
     let coords: Vec<[i64; 2]> = used.iter().map(|&t| coords[t].map(|v| v.round() as i64)).collect();
     for (i, head) in heads.iter().enumerate() {
         let branches = branches(head, &used);
-        write_attention(dir, i, head, &coords, &branches)?;
+        write_scores(dir, i, head, &coords, &branches)?;
     }
     Ok(())
 }
@@ -402,6 +512,10 @@ pub fn write_feature_attention(
 /// Naming the file.
 pub fn write_image_attention(dir: &Path, bags: &[Vec<String>], heads: &[HeadResult]) -> Result<()> {
     for (i, head) in heads.iter().enumerate() {
+        if head.kind == Scores::Prediction {
+            let what = "bags of images are for heads with attention";
+            return Err(Error::unsupported(format!("head {}: {what}", head.head)));
+        }
         let path = dir.join(format!("attention{}.csv", suffix(i, head)));
         let images = bags
             .iter()

@@ -2,7 +2,7 @@
 
 use super::{BagPrediction, Engine};
 use crate::error::{Error, Result};
-use crate::heads::{self, clinical::Table};
+use crate::heads::{self, Scores, clinical::Table};
 
 /// What one head says of a slide.
 #[derive(Clone, Debug)]
@@ -11,7 +11,9 @@ pub struct HeadResult {
     pub head: String,
     /// Class names in the order of the logits; empty for a regression.
     pub classes: Vec<String>,
-    /// Attention columns.
+    /// What `scores` are.
+    pub kind: Scores,
+    /// Score columns: attention branches, or one a class.
     pub branches: usize,
     /// Mean over bags of the logits.
     pub logits: Vec<f32>,
@@ -21,9 +23,10 @@ pub struct HeadResult {
     pub value: Option<f64>,
     /// One prediction per bag.
     pub bags: Vec<heads::Prediction>,
-    /// Raw attention scores, `[tiles, branches]`; not a number for a tile that is in no bag.
+    /// Raw attention, or predictions of single tiles, `[tiles, branches]`; not a number for a tile
+    /// that is in no bag.
     pub scores: Vec<f32>,
-    /// Softmax of the scores within their bag, likewise.
+    /// Softmax of raw attention within its bag, likewise; empty for predictions.
     pub attention: Vec<f32>,
 }
 
@@ -79,34 +82,37 @@ pub fn predict(
         };
         per_bag.push(engine.predict(bag.len(), rows, clinical)?);
     }
-    let heads: Vec<_> =
-        engine.heads().map(|h| (h.name.clone(), h.classes.clone(), h.branches)).collect();
-    Ok(heads
-        .into_iter()
-        .enumerate()
-        .map(|(i, (head, classes, branches))| {
-            let bag_results: Vec<&BagPrediction> = per_bag.iter().map(|heads| &heads[i]).collect();
-            let mut result = mean(&bag_results);
-            (result.head, result.classes, result.branches) = (head, classes, branches);
-            result.scores = vec![f32::NAN; tiles * branches];
-            result.attention = result.scores.clone();
-            for (bag, prediction) in bags.iter().zip(&bag_results) {
-                let attention = heads::attention(&prediction.scores, branches);
-                for (from, &row) in bag.iter().enumerate() {
-                    let (from, to) = (from * branches, row * branches);
-                    result.scores[to..to + branches]
-                        .copy_from_slice(&prediction.scores[from..from + branches]);
-                    result.attention[to..to + branches]
-                        .copy_from_slice(&attention[from..from + branches]);
+    let results = engine.heads().enumerate().map(|(i, head)| {
+        let of_head: Vec<&BagPrediction> = per_bag.iter().map(|heads| &heads[i]).collect();
+        let mut result = mean(&of_head, head.scores);
+        result.head.clone_from(&head.name);
+        result.classes.clone_from(&head.classes);
+        result.branches = head.branches;
+        let spread = |per_bag: Vec<Vec<f32>>| {
+            let mut all = vec![f32::NAN; tiles * head.branches];
+            for (bag, values) in bags.iter().zip(per_bag) {
+                for (&row, value) in bag.iter().zip(values.chunks_exact(head.branches)) {
+                    all[row * head.branches..][..head.branches].copy_from_slice(value);
                 }
             }
-            result
-        })
-        .collect())
+            all
+        };
+        let raw = of_head.iter().map(|bag| bag.scores.clone());
+        if head.scores == Scores::Prediction {
+            let values = raw.map(|scores| heads::tile_values(head, &scores));
+            result.scores = spread(values.collect::<Result<_>>()?);
+        } else {
+            result.scores = spread(raw.collect());
+            let attention = of_head.iter().map(|b| heads::attention(&b.scores, head.branches));
+            result.attention = spread(attention.collect());
+        }
+        Ok(result)
+    });
+    results.collect()
 }
 
 /// The mean over bags, summed in bag order.
-fn mean(bags: &[&BagPrediction]) -> HeadResult {
+fn mean(bags: &[&BagPrediction], kind: Scores) -> HeadResult {
     let n = bags.len() as f64;
     let column = |values: &dyn Fn(&heads::Prediction) -> Vec<f64>| -> Vec<f64> {
         let mut sums: Vec<f64> = Vec::new();
@@ -121,6 +127,7 @@ fn mean(bags: &[&BagPrediction]) -> HeadResult {
     HeadResult {
         head: String::new(),
         classes: Vec::new(),
+        kind,
         branches: 0,
         logits: logits.into_iter().map(|x| x as f32).collect(),
         probabilities: column(&|p| p.probabilities.clone()),

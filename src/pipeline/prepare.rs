@@ -1,10 +1,11 @@
 //! From a slide's file to the list of its tiles.
 
-use super::Job;
+use super::{Job, stain};
 use crate::error::{Context, Error, Result};
 use crate::recipe::{Recipe, Tiles, Tissue as TissueRule};
 use crate::regions::{self, Region};
 use crate::slide::{OpenOptions, Slide};
+use crate::stain::StainNormalizer;
 use crate::tiling::{self, TileGrid};
 use crate::tissue::{self, Contour, Tissue};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Prepared {
     pub area: String,
     /// The tiles.
     pub grid: Arc<TileGrid>,
+    /// What is done to the colours of its tiles.
+    pub stain: Option<Arc<StainNormalizer>>,
     /// What a reader of the result should know.
     pub warnings: Vec<String>,
     /// Seconds spent hashing.
@@ -36,12 +39,17 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Opens the slide of a job and decides its tiles by the recipe.
+    /// Opens the slide of a job, decides its tiles by the recipe and fits its stain.
     ///
     /// # Errors
-    /// Naming the slide: whatever keeps it from being opened, segmented or tiled.
+    /// Naming the slide: whatever keeps it from being opened, segmented, tiled or fitted.
     pub fn new(job: &Job, index: usize, recipe: &Recipe, open: &OpenOptions) -> Result<Prepared> {
-        Prepared::with_rules(job, index, &recipe.tissue, &recipe.tiles, open)
+        let mut prepared = Prepared::with_rules(job, index, &recipe.tissue, &recipe.tiles, open)?;
+        let start = Instant::now();
+        let fitted = stain::fit(&prepared, &recipe.stain);
+        prepared.stain = fitted.context(|| job.path.display().to_string())?;
+        prepared.seconds += start.elapsed().as_secs_f64();
+        Ok(prepared)
     }
 
     /// As [`Prepared::new`], with the two parts of a recipe that decide tiles.
@@ -66,6 +74,7 @@ impl Prepared {
             regions: Arc::default(),
             area: String::new(),
             grid: Arc::default(),
+            stain: None,
             warnings: Vec::new(),
             hash_seconds: 0.0,
             seconds: 0.0,

@@ -1,15 +1,21 @@
-//! The queue over a cohort: one producer that opens, segments and decodes, one consumer that
-//! encodes, and a ring of batch slots between them.
+//! The queue over a cohort: one producer that opens, segments and decodes, one consumer that keeps
+//! the encoder fed, and a ring of batch slots between them.
+//!
+//! A slot is memory that the device copies from: tiles are decoded straight into it, it travels to
+//! the encoder, and comes back when its features have. The encoder has as many batches under way as
+//! it can overlap, also across the end of a slide, so that a device does not idle while the last
+//! batch of one slide is waited for.
 
 use super::decode::{self, Slot, Tally};
 use super::{Engine, Event, Job, Observer, Options, Prepared, bags};
 use crate::error::{Error, Result};
 use crate::recipe::{BnMode, Recipe};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Slots in the ring: one being filled, one being computed, one waiting.
-const SLOTS: usize = 3;
+/// Slots in the ring besides those under way: one being filled, one waiting.
+const SPARE_SLOTS: usize = 2;
 
 /// Most bytes of tiles held for a network whose batch norm looks at whole bags: 28,000 tiles of
 /// 224 pixels.
@@ -40,6 +46,8 @@ pub struct Seconds {
     pub prepare: f64,
     /// Reading, decoding, filtering and resampling tiles.
     pub decode: f64,
+    /// The part of it that is filtering and resampling.
+    pub resample: f64,
     /// Running the encoder.
     pub encode: f64,
     /// Waiting for tiles to be decoded.
@@ -51,7 +59,7 @@ pub struct Seconds {
 enum Message {
     Start(Box<Prepared>),
     Batch(Slot),
-    End { tally: Tally, decode: Duration },
+    End { tally: Tally, decode: Duration, resample: f64 },
     Failed { job: usize, error: Error },
     Skipped { job: usize },
 }
@@ -87,13 +95,19 @@ pub fn run(
     done: &(dyn Fn(&Job, &str) -> bool + Sync),
     sink: &mut dyn Sink,
 ) -> Result<()> {
-    let recipe = engine.recipe().clone();
+    let mut recipe = engine.recipe().clone();
+    recipe.tiles.stride_px = options.stride_px.or(recipe.tiles.stride_px);
     let row_bytes = 3 * (recipe.input_px() as usize).pow(2);
-    let (full, from_producer) = sync_channel(SLOTS);
+    let lanes = engine.lanes()?;
+    let slots = lanes + SPARE_SLOTS;
+    let (full, from_producer) = sync_channel(slots);
     let (free, free_slots) = channel();
-    for _ in 0..SLOTS {
+    for _ in 0..slots {
         // The receiver is alive in this scope.
-        let _ = free.send(Slot::new(engine.batch(), row_bytes));
+        let _ = free.send(Slot::new(engine.lend()?, row_bytes));
+    }
+    for note in engine.notes() {
+        observer.event(Event::Remark(note));
     }
     std::thread::scope(|scope| {
         let producer = std::thread::Builder::new().name("decode".into());
@@ -103,9 +117,13 @@ pub fn run(
                 produce(recipe, jobs, options, done, &full, &free_slots);
             })
             .map_err(|e| Error::io("starting the decode thread", e))?;
-        let mut consumer = Consumer { engine, jobs, observer, sink, current: None };
+        let (open, under_way) = (VecDeque::new(), VecDeque::new());
+        let mut consumer =
+            Consumer { engine, jobs, observer, sink, lanes, row_bytes, free, open, under_way };
         // Both ends are dropped here, also on an error, which is what stops the producer.
-        consumer.run(from_producer, free)
+        let outcome = consumer.run(from_producer);
+        drop(consumer);
+        outcome
     })
 }
 
@@ -173,10 +191,11 @@ fn produce_one(
         send(Message::Batch(slot))?;
     }
     prepared.slide.check_unchanged()?;
-    send(Message::End { tally, decode: busy })
+    let resample = busy.as_secs_f64() * reader.resample_share();
+    send(Message::End { tally, decode: busy, resample })
 }
 
-/// The slide whose batches are coming in.
+/// A slide whose batches are coming in or under way.
 struct Current {
     prepared: Prepared,
     tiles: Vec<usize>,
@@ -186,8 +205,19 @@ struct Current {
     /// Why the slide cannot be finished.
     failure: Option<Error>,
     read: usize,
+    under_way: usize,
+    /// Set when its last batch has come.
+    end: Option<Tally>,
     seconds: Seconds,
     start: Instant,
+}
+
+/// A batch at the encoder.
+struct Batch {
+    /// First row of the slide's features.
+    first: usize,
+    tiles: Vec<usize>,
+    read: usize,
 }
 
 struct Consumer<'a> {
@@ -195,32 +225,55 @@ struct Consumer<'a> {
     jobs: &'a [Job],
     observer: &'a dyn Observer,
     sink: &'a mut dyn Sink,
-    current: Option<Current>,
+    lanes: usize,
+    row_bytes: usize,
+    free: Sender<Slot>,
+    /// Slides that are not finished, oldest first. Only the last may still grow, and the batches
+    /// under way belong to them in order.
+    open: VecDeque<Current>,
+    under_way: VecDeque<Batch>,
 }
 
 impl Consumer<'_> {
-    fn run(&mut self, messages: Receiver<Message>, free: Sender<Slot>) -> Result<()> {
+    fn run(&mut self, messages: Receiver<Message>) -> Result<()> {
         loop {
-            let start = Instant::now();
-            let Ok(message) = messages.recv() else { return Ok(()) };
-            if let Some(current) = &mut self.current {
-                current.seconds.wait += start.elapsed().as_secs_f64();
-            }
+            let message = match messages.try_recv() {
+                Ok(message) => message,
+                Err(TryRecvError::Empty) if !self.under_way.is_empty() => {
+                    self.collect()?;
+                    continue;
+                }
+                Err(_) => {
+                    let start = Instant::now();
+                    let received = messages.recv();
+                    if let Some(current) = self.open.back_mut() {
+                        current.seconds.wait += start.elapsed().as_secs_f64();
+                    }
+                    match received {
+                        Ok(message) => message,
+                        Err(_) => return self.drain(),
+                    }
+                }
+            };
             match message {
                 Message::Start(prepared) => self.start(*prepared),
-                Message::Batch(slot) => {
-                    let encoded = self.batch(&slot);
-                    // The producer may have gone; then nobody needs the slot.
-                    let _ = free.send(slot);
-                    encoded?;
+                Message::Batch(slot) => self.batch(slot)?,
+                Message::End { tally, decode, resample } => {
+                    if let Some(current) = self.open.back_mut() {
+                        current.seconds.decode = decode.as_secs_f64();
+                        current.seconds.resample = resample;
+                        current.end = Some(tally);
+                    }
+                    self.finish_ended()?;
                 }
-                Message::End { tally, decode } => self.end(tally, decode)?,
                 Message::Failed { job, error } => {
-                    self.current = None;
+                    self.drain()?;
+                    self.open.clear();
                     self.sink.failed(&self.jobs[job], error)?;
                     self.observer.event(Event::SlideDone);
                 }
                 Message::Skipped { job } => {
+                    self.drain()?;
                     self.sink.skipped(&self.jobs[job]);
                     self.observer.event(Event::SlideDone);
                 }
@@ -236,23 +289,29 @@ impl Consumer<'_> {
             prepare: prepared.seconds,
             ..Seconds::default()
         };
-        self.current = Some(Current {
+        self.open.push_back(Current {
             prepared,
             tiles: Vec::new(),
             features: Vec::new(),
             pixels: Vec::new(),
             failure: None,
             read: 0,
+            under_way: 0,
+            end: None,
             seconds,
             start: Instant::now(),
         });
     }
 
-    fn batch(&mut self, slot: &Slot) -> Result<()> {
-        let Some(current) = &mut self.current else { return Ok(()) };
+    /// Gives a batch to the encoder, after the oldest one if every lane is taken.
+    fn batch(&mut self, slot: Slot) -> Result<()> {
         let rows = slot.tiles.len();
-        current.read += slot.read;
-        if self.engine.recipe().encoder.bn_mode == BnMode::Batch {
+        let whole_bags = self.engine.recipe().encoder.bn_mode == BnMode::Batch;
+        if rows > 0 && !whole_bags && self.under_way.len() == self.lanes {
+            self.collect()?;
+        }
+        let Some(current) = self.open.back_mut() else { return Ok(()) };
+        if rows == 0 || whole_bags {
             if current.pixels.len() + slot.pixels(rows).len() > MAX_HELD_BYTES {
                 current.failure.get_or_insert_with(|| {
                     Error::limit(
@@ -260,39 +319,92 @@ impl Consumer<'_> {
                          than 4 GiB; bn_mode = \"running\" does not",
                     )
                 });
-                return Ok(());
+            } else {
+                current.pixels.extend_from_slice(slot.pixels(rows));
+                current.tiles.extend_from_slice(&slot.tiles);
             }
-            current.pixels.extend_from_slice(slot.pixels(rows));
-        } else if rows > 0 {
-            let start = Instant::now();
-            let old = current.features.len();
-            let width = self.engine.encoder().map_or(0, |e| e.feature_dim);
-            current.features.resize(old + rows * width, 0.0);
-            self.engine.encode(rows, slot.pixels(rows), &mut current.features[old..])?;
-            current.seconds.encode += start.elapsed().as_secs_f64();
+            current.read += slot.read;
+            // The producer may have gone; then nobody needs the slot.
+            let _ = self.free.send(slot);
+            progress(self.observer, current);
+            return Ok(());
         }
+        let start = Instant::now();
+        let width = self.engine.encoder().map_or(0, |e| e.feature_dim);
+        let first = current.tiles.len();
         current.tiles.extend_from_slice(&slot.tiles);
-        let elapsed = current.start.elapsed().as_secs_f64().max(1e-9);
-        self.observer.event(Event::Tiles {
-            done: current.read,
-            tiles_per_second: current.read as f64 / elapsed,
-            decode_share: current.seconds.wait / elapsed,
-        });
+        current.features.resize(current.tiles.len() * width, 0.0);
+        current.under_way += 1;
+        let (tiles, read) = (slot.tiles.clone(), slot.read);
+        self.under_way.push_back(Batch { first, tiles, read });
+        let submitted = self.engine.submit(rows, slot.into_pixels());
+        current.seconds.encode += start.elapsed().as_secs_f64();
+        submitted.or_else(|error| self.device_failed(error))
+    }
+
+    /// Waits for the oldest batch under way.
+    fn collect(&mut self) -> Result<()> {
+        let (Some(batch), Some(current)) = (self.under_way.pop_front(), self.open.front_mut())
+        else {
+            return Ok(());
+        };
+        let start = Instant::now();
+        let width = self.engine.encoder().map_or(0, |e| e.feature_dim);
+        let rows = batch.tiles.len();
+        let features = &mut current.features[batch.first * width..][..rows * width];
+        let memory = match self.engine.collect(features) {
+            Ok(memory) => memory,
+            Err(error) => return self.device_failed(error),
+        };
+        // The producer may have gone; then nobody needs the slot.
+        let _ = self.free.send(Slot::new(memory, self.row_bytes));
+        current.seconds.encode += start.elapsed().as_secs_f64();
+        current.read += batch.read;
+        current.under_way -= 1;
+        // Of two open slides the observer was told of the second.
+        if self.open.len() == 1 {
+            self.open.iter().for_each(|current| progress(self.observer, current));
+        }
+        self.finish_ended()
+    }
+
+    /// Waits for every batch under way.
+    fn drain(&mut self) -> Result<()> {
+        while !self.under_way.is_empty() {
+            self.collect()?;
+        }
         Ok(())
     }
 
-    fn end(&mut self, tally: Tally, decode: Duration) -> Result<()> {
-        let Some(mut current) = self.current.take() else { return Ok(()) };
+    /// A device that failed does not come back: the slide is reported and the run ends.
+    fn device_failed(&mut self, error: Error) -> Result<()> {
+        let again = Error::new(error.kind(), error.to_string());
+        if let Some(current) = self.open.front() {
+            self.sink.failed(&self.jobs[current.prepared.job], error)?;
+        }
+        Err(again)
+    }
+
+    /// Hands slides on whose batches are all in, oldest first.
+    fn finish_ended(&mut self) -> Result<()> {
+        while self.open.front().is_some_and(|c| c.end.is_some() && c.under_way == 0) {
+            let Some(current) = self.open.pop_front() else { break };
+            self.end(current)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, mut current: Current) -> Result<()> {
         let job = &self.jobs[current.prepared.job];
         if let Some(error) = current.failure {
             self.observer.event(Event::SlideDone);
             return self.sink.failed(job, error);
         }
+        let Some(tally) = current.end.take() else { return Ok(()) };
         let mut bags = bags::groups(current.tiles.len(), self.engine.recipe().bag.as_ref());
         if self.engine.recipe().encoder.bn_mode == BnMode::Batch {
             bags = encode_bags(self.engine, &mut current, &bags)?;
         }
-        current.seconds.decode = decode.as_secs_f64();
         current.seconds.total = current.start.elapsed().as_secs_f64();
         let finished = Finished {
             prepared: current.prepared,
@@ -308,6 +420,15 @@ impl Consumer<'_> {
         self.observer.event(Event::SlideDone);
         Ok(())
     }
+}
+
+fn progress(observer: &dyn Observer, current: &Current) {
+    let elapsed = current.start.elapsed().as_secs_f64().max(1e-9);
+    observer.event(Event::Tiles {
+        done: current.read,
+        tiles_per_second: current.read as f64 / elapsed,
+        decode_share: current.seconds.wait / elapsed,
+    });
 }
 
 /// Encodes whole bags, for networks whose batch norm looks at the bag; afterwards tiles and

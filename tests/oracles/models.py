@@ -32,9 +32,7 @@ def compare(binary, folder, name, stage, side, seed):
     exporter.export(argparse.Namespace(model=name, source="torchvision", seed=seed, mpp=0.5,
                                        truncate=stage, checkpoint=None, side=side, output=package))
     torch.manual_seed(seed)
-    model = exporter.encoder_of(name)
-    if stage:
-        exporter.truncate_resnet(model, stage)
+    model = exporter.encoder_of(name, stage=stage)
     exporter.calibrate(model, exporter.pictures("calibration", 8, side))
     u8 = exporter.pictures("oracle", 3, side)
     files = []

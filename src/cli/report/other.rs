@@ -1,0 +1,44 @@
+//! Any folder with tables and pictures, such as that of `histokern nuclei`.
+
+use super::{add_csv, add_figures, files, name_of, read};
+use crate::error::{Error, Result};
+use crate::report::html::Page;
+use std::path::Path;
+
+/// Pictures of a folder that are taken into a page.
+const MAX_PICTURES: usize = 60;
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// Adds figures, pictures and tables of a folder, if it has any.
+pub fn add(folder: &Path, name: &str, page: &mut Page) -> Result<bool> {
+    let (tables, pictures) = (files(folder, "csv")?, files(folder, "png")?);
+    let figures = files(folder, "svg")?;
+    if tables.is_empty() && pictures.is_empty() && figures.is_empty() {
+        return Ok(false);
+    }
+    page.section(name);
+    add_figures(folder, &[], page)?;
+    // A figure is written as SVG and PNG; one of them is enough.
+    let extra = pictures.iter().filter(|p| !p.with_extension("svg").is_file());
+    let mut shown = Vec::new();
+    for path in extra.take(MAX_PICTURES) {
+        let file = name_of(path);
+        shown.push((picture(path)?, format!("Picture {file}"), file));
+    }
+    if !shown.is_empty() {
+        page.pictures(&shown);
+    }
+    for path in &tables {
+        add_csv(path, &name_of(path), page)?;
+    }
+    Ok(true)
+}
+
+/// The bytes of a PNG file.
+pub fn picture(path: &Path) -> Result<Vec<u8>> {
+    let bytes = read(path)?;
+    if !bytes.starts_with(PNG) {
+        return Err(Error::malformed("not a PNG").context(path.display().to_string()));
+    }
+    Ok(bytes)
+}
