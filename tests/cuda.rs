@@ -27,14 +27,6 @@ use histokern::graph::reference::{self, Rounding};
 use histokern::{Kind, Result};
 use std::sync::Arc;
 
-/// Relative L2 distance of one step from the reference. Inputs are FP16 and outputs f32 on both
-/// sides, so the order of the f32 sums and the device's own exponentials are all that is left.
-const ONE_STEP: f64 = 5e-6;
-/// The same where tensors between steps are rounded to FP16.
-const MANY_STEPS: f64 = 5e-4;
-/// What a self-attention may add, whose weights are rounded to FP16 between its two products.
-const ATTENTION: f64 = 5e-4;
-
 fn backend() -> Option<CudaBackend> {
     match CudaBackend::new(0) {
         Ok(backend) => Some(backend),
@@ -117,15 +109,7 @@ fn stored(case: &Case) -> Case {
 /// The distance of a run from the reference where it is too far, in words.
 fn disagreement(on: &dyn Backend, case: &Case, numbers: Numbers) -> Result<Option<String>> {
     let got = run(on, case, numbers, 0, case.rows)?;
-    let exact = numbers == Numbers::Integer && case.is_exact();
-    let steps = &case.graph.steps;
-    let attention = steps.iter().any(|s| matches!(s.op, Op::Attention { .. }));
-    let bound = match steps.len() {
-        _ if exact => 0.0,
-        1 => ONE_STEP,
-        _ => MANY_STEPS,
-    };
-    let bound = bound + if attention { ATTENTION } else { 0.0 };
+    let bound = case.bound(numbers);
     for (got, want) in got.iter().zip(&oracle(case, numbers)) {
         let deviation = Deviation::between(got, want)?;
         record::case(on, case, numbers, &deviation, bound);
