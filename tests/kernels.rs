@@ -22,11 +22,7 @@ use std::sync::OnceLock;
 /// Every kernel on every architecture with the most work after its sums.
 fn one_of_each() -> Vec<(Instance, Arch)> {
     let mut list = Vec::new();
-    // `HISTOKERN_TEST_ARCHS`, such as `75 80`, keeps to some: the rest differ from them in little.
-    let some = std::env::var("HISTOKERN_TEST_ARCHS").ok();
-    let wanted =
-        |arch: &Arch| some.as_ref().is_none_or(|s| s.split(' ').any(|n| n == arch.0.to_string()));
-    for arch in ARCHITECTURES.into_iter().filter(wanted) {
+    for arch in ARCHITECTURES {
         for kernel in KERNELS.iter().filter(|k| k.runs_on(arch)) {
             let mut instances = kernel.instances();
             list.extend(instances.pop().map(|instance| (instance, arch)));

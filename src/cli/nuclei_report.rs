@@ -6,7 +6,8 @@ use crate::nuclei::{Parameters, Shape};
 use crate::pipeline::nuclei::{ASSUMED_MPP, Nucleus, TileNuclei};
 use crate::report::atomic;
 use crate::report::cells::{self, Cell, Field, Panel};
-use crate::stats::location::{hedges_g, mann_whitney, welch};
+use crate::stats::LEVEL;
+use crate::stats::compare::{hedges_g, mann_whitney, welch};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -256,8 +257,9 @@ impl Report<'_> {
                 entry.insert((*name).into(), describe(values));
             }
             if let [top, rest] = &values[..] {
-                entry.insert("mann_whitney".into(), json!(mann_whitney(top, rest)?));
-                entry.insert("welch".into(), json!(welch(top, rest)?));
+                // Groups that are empty or do not vary have no test; values are finite.
+                entry.insert("mann_whitney".into(), json!(mann_whitney(top, rest).ok()));
+                entry.insert("welch".into(), json!(welch(top, rest, LEVEL).ok()));
                 entry.insert("hedges_g".into(), json!(hedges_g(top, rest)));
             }
             features.insert(column.clone(), entry.into());

@@ -1,9 +1,33 @@
-//! What a step costs at least: the bytes that have to move. With [`Graph::step_flops`] it gives the
+//! What a step costs at least: its arithmetic and the bytes that have to move. Together they give the
 //! roofline of a layer.
 
-use super::{Graph, Op, ParamId, Shape, Step, TensorId};
+use super::{Dense, Epilogue, Graph, Op, ParamId, Shape, Step, TensorId};
 
 impl Graph {
+    /// Multiply-accumulates times two, for one row.
+    pub fn flops_per_row(&self) -> u64 {
+        self.steps.iter().map(|s| self.step_flops(s)).sum()
+    }
+
+    /// Multiply-accumulates of one step times two, for one row.
+    pub fn step_flops(&self, step: &Step) -> u64 {
+        let input = self.shape(step.inputs[0]);
+        let (from, to) = (input.pixels() as u64, self.shape(step.output).pixels() as u64);
+        let size = |p: ParamId| self.param(p).data.len() as u64;
+        match step.op {
+            Op::Conv2d { weight, .. } | Op::Linear { weight, .. } => 2 * to * size(weight),
+            Op::GatedLinear { weight, .. }
+            | Op::PreactConv1x1 { weight, .. }
+            | Op::ConvTranspose2x2 { weight, .. } => 2 * from * size(weight),
+            Op::Attention { .. } => 4 * to * from * self.shape(step.output).channels() as u64,
+            Op::AttentionScore { v, u, w } => {
+                2 * (size(v.weight) + u.map_or(0, |u| size(u.weight)) + size(w.weight))
+            }
+            Op::AttentionPool => 2 * self.shape(step.output).len() as u64,
+            _ => 0,
+        }
+    }
+
     /// Bytes of activations a step reads and writes for one row, each once: FP16, but u8 pixels and
     /// f32 outputs of the graph.
     pub fn step_row_bytes(&self, step: &Step) -> u64 {
@@ -32,26 +56,47 @@ impl Graph {
 
 /// The parameters of a step.
 fn step_params(step: &Step) -> Vec<ParamId> {
-    match step.op {
-        Op::Conv2d { weight, epilogue, .. } | Op::Linear { weight, epilogue } => {
-            [Some(weight), epilogue.scale, epilogue.bias].into_iter().flatten().collect()
+    let product = |weight: ParamId, e: Epilogue| vec![Some(weight), e.scale, e.bias];
+    let dense = |d: Dense| [Some(d.weight), d.bias];
+    let all = match step.op {
+        Op::Conv2d { weight, epilogue, .. }
+        | Op::ConvTranspose2x2 { weight, epilogue }
+        | Op::Linear { weight, epilogue } => product(weight, epilogue),
+        Op::PreactConv1x1 { scale, bias, weight, epilogue } => {
+            [product(weight, epilogue), vec![Some(scale), Some(bias)]].concat()
         }
-        Op::BatchNorm { gamma, beta, .. } => vec![gamma, beta],
-        Op::AttentionScore { v, u, w } => [Some(v), u, Some(w)]
-            .into_iter()
-            .flatten()
-            .flat_map(|dense| [Some(dense.weight), dense.bias])
-            .flatten()
-            .collect(),
-        Op::RowDot { weight, bias } => [Some(weight), bias].into_iter().flatten().collect(),
-        _ => Vec::new(),
-    }
+        Op::GatedLinear { weight, bias, .. } | Op::RowDot { weight, bias } => {
+            vec![Some(weight), bias]
+        }
+        Op::Affine { scale, bias, .. } => vec![scale, bias],
+        Op::BatchNorm { gamma, beta, .. } => vec![Some(gamma), Some(beta)],
+        Op::LayerNorm { gamma, beta, .. } => vec![Some(gamma), beta],
+        Op::RmsNorm { gamma, .. } => vec![Some(gamma)],
+        Op::Embed { prefix, position } => vec![prefix, position],
+        Op::Attention { queries, .. } => vec![queries],
+        Op::AttentionScore { v, u, w } => {
+            [Some(v), u, Some(w)].into_iter().flatten().flat_map(dense).collect()
+        }
+        Op::Normalize { .. }
+        | Op::Patches { .. }
+        | Op::MaxPool { .. }
+        | Op::AvgPool { .. }
+        | Op::AdaptiveAvgPool { .. }
+        | Op::Upsample { .. }
+        | Op::TokenMean { .. }
+        | Op::Softmax
+        | Op::Flatten
+        | Op::AttentionPool
+        | Op::BagReduce { .. }
+        | Op::Copy => Vec::new(),
+    };
+    all.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Epilogue, Window};
+    use crate::graph::Window;
     use half::f16;
 
     #[test]

@@ -1,38 +1,8 @@
-//! What each op accepts, what comes out of it and what it costs.
+//! What each op accepts and what comes out of it.
 
-use super::{
-    Dense, Epilogue, Graph, Op, ParamData, ParamId, Reduce, Shape, Step, TensorId, Window,
-};
+use super::{Dense, Epilogue, Graph, Op, ParamData, ParamId, Reduce, Shape, TensorId, Window};
 use crate::error::{Error, Result};
 
-/// The account of arithmetic.
-impl Graph {
-    /// Multiply-accumulates times two, for one row.
-    pub fn flops_per_row(&self) -> u64 {
-        self.steps.iter().map(|s| self.step_flops(s)).sum()
-    }
-
-    /// Multiply-accumulates of one step times two, for one row.
-    pub fn step_flops(&self, step: &Step) -> u64 {
-        let input = self.shape(step.inputs[0]);
-        let (from, to) = (input.pixels() as u64, self.shape(step.output).pixels() as u64);
-        let size = |p: ParamId| self.param(p).data.len() as u64;
-        match step.op {
-            Op::Conv2d { weight, .. } | Op::Linear { weight, .. } => 2 * to * size(weight),
-            Op::GatedLinear { weight, .. }
-            | Op::PreactConv1x1 { weight, .. }
-            | Op::ConvTranspose2x2 { weight, .. } => 2 * from * size(weight),
-            Op::Attention { .. } => 4 * to * from * self.shape(step.output).channels() as u64,
-            Op::AttentionScore { v, u, w } => {
-                2 * (size(v.weight) + u.map_or(0, |u| size(u.weight)) + size(w.weight))
-            }
-            Op::AttentionPool => 2 * self.shape(step.output).len() as u64,
-            _ => 0,
-        }
-    }
-}
-
-/// Shape inference: what each op accepts and what comes out.
 impl Graph {
     pub(super) fn infer(&self, op: &Op, inputs: &[TensorId]) -> Result<Shape> {
         let arity = if matches!(op, Op::AttentionPool) { 2 } else { 1 };

@@ -72,6 +72,13 @@ pub fn cohen_d(a: &[f64], b: &[f64]) -> Option<f64> {
     (pooled > 0.0).then(|| (mean(a) - mean(b)) / pooled.sqrt())
 }
 
+/// Hedges' g (1981): Cohen's d with the usual approximation `1 - 3 / (4 df - 1)` of the correction for
+/// small groups. `None` as [`cohen_d`].
+pub fn hedges_g(a: &[f64], b: &[f64]) -> Option<f64> {
+    let df = (a.len() + b.len()) as f64 - 2.0;
+    cohen_d(a, b).map(|d| d * (1.0 - 3.0 / (4.0 * df - 1.0)))
+}
+
 /// The Mann-Whitney test of two groups.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct MannWhitney {
@@ -271,5 +278,15 @@ mod tests {
             assert!((exact_p(u, 3, 3) - want).abs() < 1e-15);
             assert!((exact_p(9 - u, 3, 3) - want).abs() < 1e-15);
         }
+    }
+
+    /// pingouin 0.7: `compute_effsize(x, y, eftype = "hedges")`.
+    #[test]
+    fn hedges_g_is_pingouins() {
+        let x = [0.8, 0.83, 1.89, 1.04, 1.45, 1.38, 1.91];
+        let y = [1.15, 0.88, 0.90, 0.74, 1.21];
+        assert!((hedges_g(&x, &y).unwrap() - 0.858_351_388_294_244_6).abs() < 1e-12);
+        assert_eq!(hedges_g(&[1.0, 1.0], &[2.0, 2.0]), None);
+        assert_eq!(hedges_g(&[1.0], &[2.0]), None);
     }
 }

@@ -21,7 +21,6 @@ pub mod design;
 mod dist;
 pub mod intervals;
 mod linalg;
-pub mod location;
 pub mod logistic;
 pub mod lowess;
 pub mod model;
