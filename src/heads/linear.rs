@@ -2,7 +2,7 @@
 
 use super::Builder;
 use crate::error::{Error, Result};
-use crate::graph::{Act, TensorId};
+use crate::graph::{Act, Dense, Epilogue, Op, TensorId};
 
 /// What classifiers call their last layer: torchvision, timm, MIL code.
 const NAMES: [&str; 4] = ["fc", "head", "classifier", "classifier.0"];
@@ -19,12 +19,14 @@ pub fn of_tiles(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
 /// tile alone.
 pub fn of_pooled(builder: &mut Builder<'_>) -> Result<[TensorId; 2]> {
     let (name, features) = input(builder)?;
-    let scores = builder.linear(name, Act::None, features)?;
+    let Dense { weight, bias } = builder.weights.dense(&mut builder.graph, name)?;
+    let op = Op::Linear { weight, epilogue: Epilogue { bias, ..Default::default() } };
+    let scores = builder.graph.push(op, &[features])?;
     if builder.single {
         return Ok([scores, scores]);
     }
     let pooled = builder.aggregate(features)?;
-    Ok([builder.linear(name, Act::None, pooled)?, scores])
+    Ok([builder.graph.push(op, &[pooled])?, scores])
 }
 
 fn input(builder: &mut Builder<'_>) -> Result<(&'static str, TensorId)> {

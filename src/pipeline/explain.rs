@@ -1,7 +1,7 @@
 //! Looking at one slide more closely than a prediction needs: overlapping tiles, and every head on
 //! every tile alone.
 
-use super::{Engine, Event, Finished, Job, Observer, Options, Sink, queue};
+use super::{Engine, Finished, Job, Observer, Options, Sink, queue};
 use crate::backend::{Backend, Input};
 use crate::error::{Error, Result};
 use crate::heads;
@@ -27,7 +27,6 @@ pub fn encode(
     if slide.tiles.is_empty() {
         return Err(Error::usage(format!("{}: no tile on {}", name(), slide.prepared.area)));
     }
-    observer.event(Event::SlideDone);
     Ok(slide)
 }
 
@@ -63,20 +62,6 @@ pub fn attention(engine: &mut Engine, head: usize, features: &[f32], n: usize) -
     let clinical: Vec<Vec<f32>> = engine.heads().map(|h| vec![0.0; h.clinical]).collect();
     let mut predictions = engine.predict(n, features, &clinical)?;
     Ok(predictions.swap_remove(head).scores)
-}
-
-/// Where each score stands among reference scores, in percent: the mean of the shares below and
-/// not above it, as `scipy.stats.percentileofscore` of kind `rank` has it.
-pub fn percentiles_among(scores: &[f64], reference: &[f64]) -> Vec<f64> {
-    let mut sorted = reference.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let share = |score: &f64| {
-        let below = sorted.partition_point(|r| r < score);
-        let up_to = sorted.partition_point(|r| r <= score);
-        let tied = usize::from(below < up_to);
-        (below + up_to + tied) as f64 * 50.0 / sorted.len() as f64
-    };
-    scores.iter().map(share).collect()
 }
 
 /// What each of the named heads says of every tile alone: `[heads][tiles]`, in the unit of its
@@ -116,16 +101,4 @@ pub fn tile_by_tile(
         Ok(values)
     };
     names.iter().map(one).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `[scipy.stats.percentileofscore([1, 2, 2, 3, 4], s) for s in (0, 1, 2, 2.5, 4, 9)]`.
-    #[test]
-    fn percentiles_are_scipys() {
-        let got = percentiles_among(&[0.0, 1.0, 2.0, 2.5, 4.0, 9.0], &[3.0, 2.0, 1.0, 4.0, 2.0]);
-        assert_eq!(got, [0.0, 20.0, 50.0, 60.0, 100.0, 100.0]);
-    }
 }

@@ -61,7 +61,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
         return Err(Error::usage(format!("--overlap {}: 0 to 0.95", args.overlap)));
     }
     let Ready { mut engine, job, mut options, progress, .. } =
-        args.look.ready(Parts::All, global)?;
+        args.look.ready(Parts::All, 2, global)?;
     let head = match &args.head {
         None => 0,
         Some(name) => engine
@@ -86,7 +86,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
             all.iter().skip(branch).step_by(branches).map(|&v| v.into()).collect()
         };
         let raw = column(&scores);
-        let percentiles = explain::percentiles_among(&raw, &column(&reference));
+        let percentiles = heatmap::percentiles_against(&raw, &column(&reference));
         let class = classes.get(branch).filter(|_| branches > 1);
         let of = class.map_or(String::new(), |class| format!("-{class}"));
         let path = args.look.out.join(format!("attention{of}.png"));

@@ -69,7 +69,8 @@ struct Ready {
 }
 
 impl Look {
-    fn ready(&self, parts: Parts, global: &Global) -> Result<Ready> {
+    /// Opens everything for looking at the slide `passes` times.
+    fn ready(&self, parts: Parts, passes: usize, global: &Global) -> Result<Ready> {
         let backend = self.run.device.open(global, self.run.gpu_memory)?;
         let engine = Engine::open(&self.package, &*backend, parts, self.run.batch.into())?;
         let job =
@@ -80,7 +81,7 @@ impl Look {
             decode_threads: global.threads(),
             stride_px: None,
         };
-        Ok(Ready { backend, engine, job, options, progress: Progress::new(1, global) })
+        Ok(Ready { backend, engine, job, options, progress: Progress::new(passes, global) })
     }
 }
 
