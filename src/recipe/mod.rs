@@ -4,6 +4,8 @@
 //! message names the file and the line. A recipe describes a published system as data; no system
 //! has code of its own.
 
+mod check;
+
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -510,162 +512,11 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// What types cannot say. The error names the key at fault.
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        let file = |key, name: &str| {
-            let plain = Path::new(name).components().count() == 1 && !name.starts_with('.');
-            if plain && name.ends_with(".safetensors") {
-                return Ok(());
-            }
-            Err((
-                key,
-                format!("weights {name:?} must be a .safetensors file in the package folder"),
-            ))
-        };
-        if self.schema != 1 {
-            return Err(("schema", format!("schema {}: this program reads schema 1", self.schema)));
-        }
-        if self.name.is_empty()
-            || !self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        {
-            return Err(("name", format!("name {:?}: letters, digits, - _ . only", self.name)));
-        }
-        if !(1..=16_384).contains(&self.tiles.size_px) {
-            return Err(("size_px", format!("size_px {}: 1 to 16384", self.tiles.size_px)));
-        }
-        if self.tiles.stride_px == Some(0) {
-            return Err(("stride_px", "stride_px 0: tiles must advance".into()));
-        }
-        if self.tiles.mpp.is_some_and(|m| !(m.is_finite() && m > 0.0)) {
-            return Err(("mpp", "mpp must be a positive number of micrometres".into()));
-        }
-        self.preprocess.check()?;
-        let side = self.preprocess.resize.unwrap_or(self.tiles.size_px);
-        if !(1..=4096).contains(&side) {
-            return Err(("resize", format!("encoder input of {side} px: 1 to 4096")));
-        }
-        if self.preprocess.crop.is_some_and(|c| c == 0 || c > side) {
-            return Err(("crop", format!("crop must lie between 1 and {side}")));
-        }
-        file("weights", &self.encoder.weights)?;
-        if let Some(vit) = &self.encoder.vit {
-            if !(vit.eps.is_finite() && vit.eps > 0.0) {
-                return Err(("eps", format!("eps {}: a small positive number", vit.eps)));
-            }
-            if (vit.pool == TokenPool::Attention) != vit.pool_heads.is_some() {
-                let what = "pool_heads goes with pool = \"attention\", and only with it";
-                return Err(("pool", what.into()));
-            }
-        }
-        if let Tissue::Clam(clam) = &self.tissue
-            && (clam.median % 2 == 0 || clam.median > 255)
-        {
-            return Err(("median", format!("median {}: odd, at most 255", clam.median)));
-        }
-        check_stain(&self.stain)?;
-        match &self.bag {
-            Some(bag) if bag.size == 0 => return Err(("size", "bag size 0".into())),
-            None if self.encoder.bn_mode == BnMode::Batch => {
-                return Err(("bn_mode", "bn_mode = \"batch\" needs a [bag]".into()));
-            }
-            _ => {}
-        }
-        for (i, segmenter) in self.segmenters.iter().enumerate() {
-            file("weights", &segmenter.weights)?;
-            segmenter.check()?;
-            if self.segmenters[..i].iter().any(|s| s.name == segmenter.name) {
-                return Err(("name", format!("segmenter {:?} is named twice", segmenter.name)));
-            }
-        }
-        for (i, head) in self.heads.iter().enumerate() {
-            file("weights", &head.weights)?;
-            if self.heads[..i].iter().any(|h| h.name == head.name) {
-                return Err(("name", format!("head {:?} is named twice", head.name)));
-            }
-            if let Some(Aggregate::Percentile(q)) = head.aggregate
-                && !(0.0..=1.0).contains(&q)
-            {
-                return Err(("aggregate", format!("percentile {q}: a fraction from 0 to 1")));
-            }
-            for clinical in &head.clinical {
-                if let Clinical::Number { column, sd, mean } = clinical
-                    && !(sd.is_finite() && *sd > 0.0 && mean.is_finite())
-                {
-                    return Err((
-                        "clinical",
-                        format!("{column}: mean and sd must be finite, sd > 0"),
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Side of the encoder's square input in pixels.
     pub fn input_px(&self) -> u32 {
         let resized = self.preprocess.resize.unwrap_or(self.tiles.size_px);
         self.preprocess.crop.unwrap_or(resized)
     }
-}
-
-impl Preprocess {
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.std.iter().any(|&s| !(s.is_finite() && s > 0.0)) {
-            return Err(("std", "std must be positive".into()));
-        }
-        if self.mean.iter().any(|m| !m.is_finite()) {
-            return Err(("mean", "mean must be finite".into()));
-        }
-        Ok(())
-    }
-}
-
-impl Segmenter {
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        self.preprocess.check()?;
-        if self.preprocess.crop.is_some() {
-            return Err(("crop", format!("segmenter {:?}: pictures are not cropped", self.name)));
-        }
-        if self.preprocess.resize.is_some_and(|side| !(1..=4096).contains(&side)) {
-            return Err(("resize", format!("segmenter {:?}: resize 1 to 4096", self.name)));
-        }
-        let heads = &self.heads;
-        let twice = (1..heads.len()).any(|i| heads[..i].contains(&heads[i]));
-        if twice || heads.iter().any(|k| !(1..=4).contains(k)) {
-            let what = format!("segmenter {:?}: heads from 1 to 4, each once", self.name);
-            return Err(("heads", what));
-        }
-        Ok(())
-    }
-}
-
-fn check_stain(stain: &Stain) -> Result<(), (&'static str, String)> {
-    let all = |values: &[f64], ok: fn(f64) -> bool| values.iter().all(|&v| v.is_finite() && ok(v));
-    match stain {
-        Stain::None => {}
-        Stain::Macenko(m) => {
-            if !all(&[m.light], |v| (1.0..=256.0).contains(&v)) {
-                return Err(("light", format!("light {}: 1 to 256", m.light)));
-            }
-            if !all(&[m.alpha], |v| (0.0..50.0).contains(&v)) {
-                return Err(("alpha", format!("alpha {}: 0 to below 50 percent", m.alpha)));
-            }
-            if !all(&[m.beta], |v| v >= 0.0) {
-                return Err(("beta", "beta must be an optical density of at least 0".into()));
-            }
-            let colours = [m.target.haematoxylin, m.target.eosin];
-            let black = colours.iter().any(|c| !all(c, |_| true) || c.iter().sum::<f64>() <= 0.0);
-            if black || !all(&m.target.max, |v| v > 0.0) {
-                return Err(("target", "target: stains must absorb light, max must be > 0".into()));
-            }
-        }
-        Stain::Reinhard(r) => {
-            if !all(&r.target.mean, |_| true) || !all(&r.target.sd, |v| v > 0.0) {
-                return Err(("target", "target: mean and sd must be finite, sd > 0".into()));
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
