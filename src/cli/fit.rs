@@ -4,12 +4,12 @@ use super::table::Table;
 use super::{Global, Outcome, print_json};
 use crate::error::{Error, Result};
 use crate::report::atomic;
+use crate::stats::LEVEL;
 use crate::stats::cox::{SurvivalData, Ties, cox, predict_survival, proportional_hazards};
 use crate::stats::design::{Column, Design};
 use crate::stats::logistic::{Options, Term, balanced_weights, logistic, profile_interval};
 use crate::stats::model::{Baseline, Coefficient, Model, ModelKind, Univariable, Variable};
 use crate::stats::nomogram::pretty;
-use crate::stats::{LEVEL, quantile_sorted};
 use std::path::PathBuf;
 
 /// The kind of model, as an argument.
@@ -81,6 +81,11 @@ impl Args {
             out,
             json: false,
         }
+    }
+
+    /// The same with Firth's penalty.
+    pub fn penalised(self) -> Args {
+        Args { firth: true, ..self }
     }
 }
 
@@ -301,9 +306,10 @@ fn fit_cox(args: &Args, table: &Table, design: &Design, whole: bool) -> Result<F
         let mut events: Vec<f64> =
             time.iter().zip(&event).filter(|(_, e)| **e).map(|(t, _)| *t).collect();
         events.sort_by(f64::total_cmp);
-        let mut times: Vec<f64> =
-            [0.25, 0.5, 0.75].iter().filter_map(|q| quantile_sorted(&events, *q)).collect();
-        times.dedup();
+        // Round times up to the last event: what a reader of the nomogram asks for.
+        let last = events.last().copied().unwrap_or_default();
+        let mut times = pretty(0.0, last, 4);
+        times.retain(|t| *t > 0.0 && *t <= last);
         let mean = predict_survival(&data, &fit, &fit.means, 0, &times)?;
         baseline.extend(mean.iter().map(|p| Baseline { time: p.time, survival: p.survival }));
     }

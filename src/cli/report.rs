@@ -164,7 +164,7 @@ fn add_csv(path: &Path, caption: &str, page: &mut Page) -> Result<()> {
         let record = record.map_err(wrong)?;
         count += 1;
         if count <= MAX_ROWS {
-            rows.push(record.iter().map(shown).collect());
+            rows.push(header.iter().zip(&record).map(|(name, text)| shown(name, text)).collect());
         }
     }
     let caption = if count > MAX_ROWS {
@@ -176,9 +176,12 @@ fn add_csv(path: &Path, caption: &str, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// A cell with numbers cut to six digits.
-fn shown(text: &str) -> Cell {
+/// A cell with numbers cut to six digits, and p-values to three places.
+fn shown(column: &str, text: &str) -> Cell {
+    let p = column == "p" || column.ends_with("_p");
     match text.parse::<f64>() {
+        Ok(v) if p && v < 0.001 => Cell::Number("< 0.001".into()),
+        Ok(v) if p => Cell::Number(format!("{v:.3}")),
         Ok(v) if text.len() > 8 && v.is_finite() => {
             let rounded =
                 if v != 0.0 && v.abs() < 1e-4 { format!("{v:.2e}") } else { format!("{v:.4}") };

@@ -14,6 +14,9 @@ pub use svg::escape;
 /// How the page looks on a screen and on paper.
 const STYLE: &str = include_str!("html.css");
 
+/// Figures of more pixels are not set two to a row.
+const HALF_PAGE: f64 = 700.0;
+
 /// What a cell of a table holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
@@ -139,9 +142,12 @@ impl Page {
     /// who see it.
     pub fn figure(&mut self, document: &str, words: &str) {
         let document = document.trim_start_matches(|c| c != '<');
+        let width = document.split_once(" width=\"").and_then(|(_, rest)| rest.split_once('"'));
+        let wide = width.and_then(|(w, _)| w.parse::<f64>().ok()).is_some_and(|w| w > HALF_PAGE);
+        let class = if wide { "plot wide" } else { "plot" };
         let _ = writeln!(
             self.body,
-            "<figure class=\"plot\">\n{document}<figcaption><details>\
+            "<figure class=\"{class}\">\n{document}<figcaption><details>\
              <summary>In words</summary><p>{}</p></details></figcaption>\n</figure>",
             escape(words)
         );

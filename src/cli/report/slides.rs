@@ -146,12 +146,12 @@ fn one(
     if !pictures.is_empty() {
         page.pictures(&pictures);
     }
-    if !links.is_empty() {
-        page.links(&links);
-    }
     let attention = dir.join("attention.csv");
     if attention.is_file() {
         tiles(args, result, dir, &Table::read(&attention)?, page, global)?;
+    }
+    if !links.is_empty() {
+        page.links(&links);
     }
     Ok(())
 }

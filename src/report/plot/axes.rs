@@ -183,28 +183,16 @@ impl Axes {
         figure.area(upper.chain(lower).collect(), rgb, 0.18);
     }
 
-    /// A remark in grey at the lower right of the frame, one line a text.
-    pub fn remark(&self, figure: &mut Figure, lines: &[String]) {
-        let [_, _, right, bottom] = self.frame;
-        let top = bottom - 12.0 - 18.0 * (lines.len() as f64 - 1.0);
-        remark(figure, lines, [right - 10.0, top], Anchor::End);
-    }
-
     /// A remark in grey at the upper left of the frame, one line a text.
-    pub fn remark_above(&self, figure: &mut Figure, lines: &[String]) {
+    pub fn remark(&self, figure: &mut Figure, lines: &[String]) {
         let [left, top, ..] = self.frame;
-        remark(figure, lines, [left + 12.0, top + 20.0], Anchor::Start);
-    }
-}
-
-/// Lines of text from the base line `top` down, on a pale ground that keeps them legible over data.
-fn remark(figure: &mut Figure, lines: &[String], [x, top]: [f64; 2], anchor: Anchor) {
-    for (i, line) in lines.iter().enumerate() {
-        let y = top + 18.0 * i as f64;
-        let width = lettering::width(line, 13.0);
-        let left = if anchor == Anchor::End { x - width } else { x };
-        figure.rectangle([left - 4.0, y - 13.0, width + 8.0, 18.0], [255; 3], 0.8);
-        figure.write_text([x, y], line, 13.0, anchor, GREY);
+        for (i, line) in lines.iter().enumerate() {
+            let [x, y] = [left + 12.0, top + 20.0 + 18.0 * i as f64];
+            // A pale ground keeps the text legible over data.
+            let width = lettering::width(line, 13.0);
+            figure.rectangle([x - 4.0, y - 13.0, width + 8.0, 18.0], [255; 3], 0.8);
+            figure.write_text([x, y], line, 13.0, Anchor::Start, GREY);
+        }
     }
 }
 

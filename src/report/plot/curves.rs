@@ -140,7 +140,7 @@ pub fn calibration(bins: &[Bin], smooth: &[[f64; 2]], remark: &[String], level: 
     ];
     figure.legend([left, top], &labels);
     figure.dots(&[[left + 15.0, top - 4.5]], 4.5, colour(0), 1.0);
-    axes.remark_above(&mut figure, remark);
+    axes.remark(&mut figure, remark);
     figure.desc = format!("{}. {desc}", remark.join(", "));
     figure
 }

@@ -38,8 +38,9 @@ pub fn forest(name: &str, title: &str, ratio: &str, rows: &[Row]) -> Figure {
     let text = numbers.iter().map(width_of).fold(120.0, f64::max);
     let (right, bottom) = (left + WIDE, top + ROW * rows.len() as f64);
     let mut figure = Figure::new(name, title, right + 24.0 + text + 90.0, bottom + 56.0);
-    // One huge interval must not flatten the others: the axis shows ratios from 1/100 to 100.
-    let positive = |v: f64| if v > 0.0 && v.is_finite() { v.clamp(0.01, 100.0) } else { 1.0 };
+    // One huge interval must not flatten the others: the axis shows ratios from 1/1000 to 1000, and
+    // an arrow leads to what lies beyond.
+    let positive = |v: f64| if v > 0.0 && v.is_finite() { v.clamp(0.001, 1000.0) } else { 1.0 };
     let low = rows.iter().map(|r| positive(r.lower)).fold(1.0, f64::min);
     let high = rows.iter().map(|r| positive(r.upper)).fold(1.0, f64::max);
     let unused = Scale::unit("");
@@ -58,10 +59,14 @@ pub fn forest(name: &str, title: &str, ratio: &str, rows: &[Row]) -> Figure {
         figure.text([16.0, y + 4.5], name, Anchor::Start);
         let [x0, x, x1] = [row.lower, row.ratio, row.upper].map(|v| axes.at(v.max(1e-12), 0.0)[0]);
         figure.line(&[[x0, y], [x1, y]], Stroke::solid(colour(0), 1.8));
-        for end in [x0, x1] {
-            figure.line(&[[end, y - 4.0], [end, y + 4.0]], Stroke::solid(colour(0), 1.8));
+        for (value, end, inwards) in [(row.lower, x0, 7.0), (row.upper, x1, -7.0)] {
+            let at = if axes.holds(value, 0.0) { end } else { end + inwards };
+            let mark = [[at, y - 4.0], [end, y], [at, y + 4.0]];
+            figure.line(&mark, Stroke::solid(colour(0), 1.8));
         }
-        figure.rectangle([x - 4.5, y - 4.5, 9.0, 9.0], colour(0), 1.0);
+        if axes.holds(row.ratio, 0.0) {
+            figure.rectangle([x - 4.5, y - 4.5, 9.0, 9.0], colour(0), 1.0);
+        }
         figure.write_text([right + 24.0, y + 4.5], numbers, 12.0, Anchor::Start, INK);
         figure.write_text([p_at, y + 4.5], &p_value(row.p), 12.0, Anchor::Start, INK);
         desc.push_str(&format!("{}: {ratio} {numbers}, {}. ", row.name, p_value(row.p)));

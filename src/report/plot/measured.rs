@@ -55,7 +55,7 @@ pub fn scatter(
         legend.push((Stroke::dashed(GREY, 1.2), "equality".into()));
     }
     figure.legend(axes.legend_at(), &legend);
-    axes.remark_above(&mut figure, remark);
+    axes.remark(&mut figure, remark);
     let told = legend.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join(", ");
     figure.desc = format!(
         "{} points of {} against {}. {}. {told}.",

@@ -32,15 +32,18 @@ pub fn kaplan_meier(
     let names: Vec<String> = groups.iter().map(|g| fitted(&g.name, 13.0, 130.0)).collect();
     let widest = names.iter().map(|n| lettering::width(n, 13.0)).fold(0.0, f64::max);
     let left = (widest + 84.0).max(96.0);
-    let rows = groups.len() as f64;
-    let mut figure =
-        Figure::new("kaplan_meier", "Kaplan-Meier curves", left + 530.0, 464.0 + 84.0 + ROW * rows);
+    let (rows, told) = (groups.len() as f64, remark.len() as f64);
+    let mut figure = Figure::new(
+        "kaplan_meier",
+        "Kaplan-Meier curves",
+        left + 530.0,
+        464.0 + 90.0 + ROW * (rows + told),
+    );
     let axes = Axes::new([left, 44.0, left + 500.0, 464.0], x, Scale::unit("Survival probability"));
     axes.draw(&mut figure);
     for (i, group) in groups.iter().enumerate() {
         draw(&mut figure, &axes, group, i, kind, level);
     }
-    axes.remark(&mut figure, remark);
     let top = 464.0 + 64.0;
     figure.write_text([16.0, top], "Number at risk", 12.0, Anchor::Start, GREY);
     for (i, (group, name)) in groups.iter().zip(&names).enumerate() {
@@ -52,6 +55,10 @@ pub fn kaplan_meier(
             let n = group.curve.at(*t, kind, level).at_risk.to_string();
             figure.write_text(at, &n, 12.0, Anchor::Middle, INK);
         }
+    }
+    for (i, line) in remark.iter().enumerate() {
+        let y = top + ROW * (rows + 1.0 + i as f64) + 6.0;
+        figure.write_text([axes.frame[0], y], line, 13.0, Anchor::Start, GREY);
     }
     figure.desc = description(groups, kind, level, remark);
     figure
