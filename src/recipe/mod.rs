@@ -5,6 +5,9 @@
 //! has code of its own.
 
 mod check;
+mod picture;
+
+pub use picture::{Connectivity, EmptyMask, Fit, Fusion, FusionRule, Image};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -33,8 +36,12 @@ pub struct Recipe {
     /// Where tissue is.
     #[serde(default)]
     pub tissue: Tissue,
-    /// Which squares are cut.
-    pub tiles: Tiles,
+    /// Which squares are cut, in a package for slides; every package has this or `image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiles: Option<Tiles>,
+    /// What is cut from a picture, in a package for pictures; [`Recipe::input`] tells the two apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
     /// Whose colours tiles are given before they become the encoder's input.
     #[serde(default, skip_serializing_if = "Stain::is_none")]
     pub stain: Stain,
@@ -48,6 +55,9 @@ pub struct Recipe {
     /// From pictures to maps, for systems that segment.
     #[serde(default, rename = "segmenter", skip_serializing_if = "Vec::is_empty")]
     pub segmenters: Vec<Segmenter>,
+    /// How the maps of the segmenters become one mask.
+    #[serde(default, skip_serializing_if = "Fusion::is_default")]
+    pub fusion: Fusion,
     /// From features to predictions; none in a package that only encodes.
     #[serde(default, rename = "head", skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Head>,
@@ -261,6 +271,8 @@ pub enum Interpolation {
     Bilinear,
     /// Catmull-Rom, a = -0.5.
     Bicubic,
+    /// The nearest pixel, whatever the factor.
+    Nearest,
 }
 
 /// From pixels to features.
@@ -374,6 +386,9 @@ pub struct Segmenter {
     /// the deepest alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<u8>,
+    /// Channel of the map that is the foreground [default: 0 of one channel, 1 of several].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreground: Option<usize>,
     /// Colour of the border that brings sides to a multiple of what the network needs, below and
     /// to the right; the map is cropped back.
     #[serde(default)]
@@ -512,11 +527,62 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Side of the encoder's square input in pixels.
-    pub fn input_px(&self) -> u32 {
-        let resized = self.preprocess.resize.unwrap_or(self.tiles.size_px);
-        self.preprocess.crop.unwrap_or(resized)
+    /// What the package looks at.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] for a recipe with neither part, which reading one refuses.
+    pub fn input(&self) -> Result<Input<'_>> {
+        match (&self.tiles, &self.image) {
+            (Some(tiles), _) => Ok(Input::Slide(tiles)),
+            (None, Some(image)) => Ok(Input::Picture(image)),
+            (None, None) => Err(Error::usage("the recipe has neither [tiles] nor [image]")),
+        }
     }
+
+    /// The squares to cut from a slide.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when the package is for pictures.
+    pub fn slide_tiles(&self) -> Result<&Tiles> {
+        match self.input()? {
+            Input::Slide(tiles) => Ok(tiles),
+            Input::Picture(_) => Err(Error::usage(format!(
+                "the package {} looks at pictures, not at slides: `segment`, `predict` and \
+                 `explain gradcam` take it",
+                self.name
+            ))),
+        }
+    }
+
+    /// What to cut from a picture.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when the package is for slides.
+    pub fn picture(&self) -> Result<&Image> {
+        match self.input()? {
+            Input::Picture(image) => Ok(image),
+            Input::Slide(_) => {
+                let what = "looks at slides: a recipe for pictures has [image] in place of [tiles]";
+                Err(Error::usage(format!("the package {} {what}", self.name)))
+            }
+        }
+    }
+
+    /// Side of the encoder's square input in pixels; 0 in a package without an encoder that says
+    /// nowhere what its input would be.
+    pub fn input_px(&self) -> u32 {
+        let tile = self.tiles.as_ref().map_or(0, |tiles| tiles.size_px);
+        self.preprocess.crop.unwrap_or(self.preprocess.resize.unwrap_or(tile))
+    }
+}
+
+/// What a package looks at.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'r> {
+    /// Squares of a slide.
+    Slide(&'r Tiles),
+    /// A picture, or the part of it that is segmented.
+    Picture(&'r Image),
 }
 
 #[cfg(test)]
