@@ -309,17 +309,21 @@ def gradcam():
         net.eval()
         u8 = export.pictures(f"{file} picture", 1, side)
         kept = {}
+        pool = torch.nn.functional.adaptive_avg_pool2d
 
-        def keep(_module, _inputs, output, kept=kept):
-            # DenseNet's ReLU after `features` is a function: its output is what is pooled.
-            map_ = torch.relu(output) if name.startswith("densenet") else output
-            map_.retain_grad()
-            kept["map"] = map_
-            # What follows works in place.
-            return map_.clone()
+        def keep(_module, inputs, kept=kept):
+            kept["map"] = inputs[0]
+            kept["map"].retain_grad()
 
-        net.get_submodule(layer).register_forward_hook(keep)
-        logits = net(export.normalise(u8))
+        x = export.normalise(u8)
+        if name.startswith("resnet"):
+            net.avgpool.register_forward_pre_hook(keep)
+            logits = net(x)
+        else:
+            # DenseNet pools by a function: the same steps as its `forward`, the map in hand.
+            keep(None, [torch.relu(net.features(x))])
+            logits = net.classifier(pool(kept["map"], (1, 1)).flatten(1))
+            assert torch.equal(logits, net(x))
         answers = []
         for k in range(2):
             net.zero_grad()
@@ -340,7 +344,7 @@ def gradcam():
 def main():
     values = {"dicom": dicom(), "masks": masks(), "fusions": fusions(), "gradcam": gradcam()}
     with open(os.path.join(HERE, "values.json"), "w") as f:
-        json.dump(values, f, indent=1)
+        json.dump(values, f, separators=(",", ":"))
         f.write("\n")
 
 
