@@ -157,13 +157,22 @@ impl Run<'_> {
     /// One row a picture and mask.
     fn write_table(&self) -> Result<()> {
         let header = [
-            "image", "mask", "area_px", "x", "y", "width", "height", "raw_area_px", "dice",
+            "image",
+            "mask",
+            "area_px",
+            "x",
+            "y",
+            "width",
+            "height",
+            "raw_area_px",
+            "dice",
             "raw_dice",
         ];
         let row = |image: &String, mask: &Mask| {
             let bounds = mask.bounds.map(|b| [b.x, b.y, b.width, b.height]);
             let bounds = (0..4).map(|i| bounds.map_or(String::new(), |b| b[i].to_string()));
-            let dice = [mask.dice, mask.raw_dice].map(|d| d.map_or(String::new(), |d| d.to_string()));
+            let dice =
+                [mask.dice, mask.raw_dice].map(|d| d.map_or(String::new(), |d| d.to_string()));
             let mut cells = vec![image.clone(), mask.name.clone(), mask.area_px.to_string()];
             cells.extend(bounds);
             cells.push(mask.raw_area_px.to_string());
@@ -208,9 +217,8 @@ impl Run<'_> {
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     atomic::write(path, |w| {
-        serde_json::to_writer_pretty(&mut *w, value).map_err(|e| {
-            Error::new(Kind::Io, "cannot write").caused_by(e)
-        })?;
+        serde_json::to_writer_pretty(&mut *w, value)
+            .map_err(|e| Error::new(Kind::Io, "cannot write").caused_by(e))?;
         std::io::Write::write_all(w, b"\n").map_err(|e| Error::io("cannot write", e))
     })
 }

@@ -68,8 +68,7 @@ pub fn layer(head: &recipe::Head, weights: &Tensors) -> Result<Linear> {
             return Err(reader.misfit(&tensor, "[K, C]"));
         };
         let bias = format!("{name}.bias");
-        let bias =
-            if reader.has(&bias) { reader.vector(&bias)? } else { vec![0.0; outputs] };
+        let bias = if reader.has(&bias) { reader.vector(&bias)? } else { vec![0.0; outputs] };
         if bias.len() != outputs || features == 0 {
             return Err(reader.misfit(&tensor, "as many rows as the bias has numbers"));
         }

@@ -90,7 +90,7 @@ pub fn parse(bytes: &[u8]) -> Result<DataSet<'_>> {
     let mut reader = Reader { bytes, at: HEAD, explicit: true };
     let mut elements = BTreeMap::new();
     while reader.peek_group() == Some(0x0002) {
-        let (tag, length) = reader.header()?;
+        let Header { tag, length, .. } = reader.header()?;
         elements.insert(tag, reader.take(length).context(|| named(tag))?);
     }
     let syntax = text(elements.get(&TRANSFER_SYNTAX).copied().unwrap_or_default());
@@ -112,17 +112,22 @@ pub fn parse(bytes: &[u8]) -> Result<DataSet<'_>> {
         if reader.at >= bytes.len() {
             return Err(Error::malformed("is missing").context(named(PIXEL_DATA)));
         }
-        let (tag, length) = reader.header()?;
+        let header = reader.header()?;
+        let tag = header.tag;
         if tag == PIXEL_DATA {
-            let pixels = reader.pixels(coding, length).context(|| named(tag))?;
+            let pixels = reader.pixels(coding, header.length).context(|| named(tag))?;
             return Ok(DataSet { elements, coding, pixels });
         }
-        let value = match length {
-            UNDEFINED => reader.skip_sequence(0).map(|()| &[][..]),
-            _ => reader.take(length),
-        };
-        elements.insert(tag, value.context(|| named(tag))?);
+        elements.insert(tag, reader.value(header, 0).context(|| named(tag))?);
     }
+}
+
+/// What stands before a value.
+struct Header {
+    tag: Tag,
+    length: u32,
+    /// Of a type the writer did not know: a sequence in it is implicit (PS3.5 6.2.2).
+    unknown: bool,
 }
 
 /// A place among bytes.
@@ -158,11 +163,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Tag and length of the next element.
-    fn header(&mut self) -> Result<(Tag, u32)> {
+    fn header(&mut self) -> Result<Header> {
         let tag = (self.u16()?, self.u16()?);
         // Items and delimiters have no type in either form.
         if !self.explicit || tag.0 == 0xfffe {
-            return Ok((tag, self.u32().context(|| named(tag))?));
+            let length = self.u32().context(|| named(tag))?;
+            return Ok(Header { tag, length, unknown: false });
         }
         let kind = self.take(2).context(|| named(tag))?;
         if !kind.iter().all(u8::is_ascii_uppercase) {
@@ -178,7 +184,20 @@ impl<'a> Reader<'a> {
         } else {
             self.u16().map(u32::from)
         };
-        Ok((tag, length.context(|| named(tag))?))
+        Ok(Header { tag, length: length.context(|| named(tag))?, unknown: kind == b"UN" })
+    }
+
+    /// The bytes of a value; none of a sequence, which is walked over when nothing else says where
+    /// it ends.
+    fn value(&mut self, header: Header, depth: usize) -> Result<&'a [u8]> {
+        if header.length != UNDEFINED {
+            return self.take(header.length);
+        }
+        let explicit = self.explicit;
+        self.explicit = explicit && !header.unknown;
+        self.skip_sequence(depth)?;
+        self.explicit = explicit;
+        Ok(&[])
     }
 
     /// Walks over a sequence of undefined length, to behind its delimiter.
@@ -188,10 +207,10 @@ impl<'a> Reader<'a> {
         }
         loop {
             match self.header()? {
-                (SEQUENCE_END, _) => return Ok(()),
-                (ITEM, UNDEFINED) => self.skip_item(depth)?,
-                (ITEM, length) => drop(self.take(length)?),
-                (tag, _) => {
+                Header { tag: SEQUENCE_END, .. } => return Ok(()),
+                Header { tag: ITEM, length: UNDEFINED, .. } => self.skip_item(depth)?,
+                Header { tag: ITEM, length, .. } => drop(self.take(length)?),
+                Header { tag, .. } => {
                     return Err(Error::malformed("within a sequence").context(named(tag)));
                 }
             }
@@ -200,11 +219,11 @@ impl<'a> Reader<'a> {
 
     fn skip_item(&mut self, depth: usize) -> Result<()> {
         loop {
-            match self.header()? {
-                (ITEM_END, _) => return Ok(()),
-                (_, UNDEFINED) => self.skip_sequence(depth + 1)?,
-                (_, length) => drop(self.take(length)?),
+            let header = self.header()?;
+            if header.tag == ITEM_END {
+                return Ok(());
             }
+            self.value(header, depth + 1)?;
         }
     }
 
@@ -225,9 +244,11 @@ impl<'a> Reader<'a> {
         let mut fragments = Vec::new();
         loop {
             match self.header()? {
-                (SEQUENCE_END, _) => break,
-                (ITEM, length) if length != UNDEFINED => fragments.push(self.take(length)?),
-                (tag, _) => {
+                Header { tag: SEQUENCE_END, .. } => break,
+                Header { tag: ITEM, length, .. } if length != UNDEFINED => {
+                    fragments.push(self.take(length)?);
+                }
+                Header { tag, .. } => {
                     return Err(Error::malformed("among fragments").context(named(tag)));
                 }
             }
@@ -246,7 +267,7 @@ fn text(value: &[u8]) -> String {
 }
 
 impl DataSet<'_> {
-    /// Whether the element is there and holds something.
+    /// Whether the element is there.
     pub fn has(&self, tag: Tag) -> bool {
         self.elements.contains_key(&tag)
     }

@@ -143,12 +143,16 @@ pub fn decode(data: &DataSet<'_>) -> Result<RgbImage> {
                 Photometric::Rgb => interleaved(plain, layout.planar),
                 Photometric::Ybr { shared: false } => {
                     let mut data = interleaved(plain, layout.planar);
-                    data.as_chunks_mut::<3>().0.iter_mut().for_each(|pixel| *pixel = from_ybr(*pixel));
+                    data.as_chunks_mut::<3>()
+                        .0
+                        .iter_mut()
+                        .for_each(|pixel| *pixel = from_ybr(*pixel));
                     data
                 }
                 Photometric::Ybr { shared: true } if layout.width % 2 == 0 => {
                     let pairs = plain.as_chunks::<4>().0.iter();
-                    pairs.flat_map(|&[a, b, cb, cr]| [from_ybr([a, cb, cr]), from_ybr([b, cb, cr])])
+                    pairs
+                        .flat_map(|&[a, b, cb, cr]| [from_ybr([a, cb, cr]), from_ybr([b, cb, cr])])
                         .flatten()
                         .collect()
                 }
@@ -199,16 +203,18 @@ fn interleaved(plain: &[u8], planar: bool) -> Vec<u8> {
 /// PS3.3 C.7.6.3.1.2, the inverse of the definition of YBR_FULL, rounded.
 fn from_ybr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let (y, cb, cr) = (f64::from(y), f64::from(cb) - 128.0, f64::from(cr) - 128.0);
-    let channels = [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb];
+    let green = y - 0.114 * 1.772 / 0.587 * cb - 0.299 * 1.402 / 0.587 * cr;
+    let channels = [y + 1.402 * cr, green, y + 1.772 * cb];
     channels.map(|v| (v + 0.5).floor().clamp(0.0, 255.0) as u8)
 }
 
 /// Stored values through rescale slope and intercept, the first window if there is one, else the
 /// whole range that the stored bits can hold, to 0..255.
 fn grey(data: &DataSet<'_>, layout: &Layout, plain: &[u8]) -> Result<Vec<u8>> {
+    let window = Window::read(data)?;
     for tag in [MODALITY_LUT, VOI_LUT] {
-        let window = data.has(CENTER) && tag == VOI_LUT;
-        if data.has(tag) && !window {
+        let instead = tag == VOI_LUT && window.is_some();
+        if data.has(tag) && !instead {
             return Err(unsupported(tag, "a table of values, which is not read".into()));
         }
     }
@@ -223,7 +229,6 @@ fn grey(data: &DataSet<'_>, layout: &Layout, plain: &[u8]) -> Result<Vec<u8>> {
     };
     let ends = [rescaled(least), rescaled(most)];
     let (low, high) = (ends[0].min(ends[1]), ends[0].max(ends[1]));
-    let window = Window::read(data)?;
     let table: Vec<u8> = (0..values)
         .map(|bits| {
             let below = layout.signed && bits >= values / 2;

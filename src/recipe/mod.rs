@@ -613,6 +613,31 @@ family = "vgg16_bn"
     }
 
     #[test]
+    fn a_recipe_is_for_slides_or_for_pictures() {
+        let picture = MINIMAL.replace("[tiles]\nsize_px = 256", "[image]\nmargin_px = 3");
+        let recipe = Recipe::parse(&picture).unwrap();
+        assert_eq!(recipe.picture().unwrap().margin_px, 3);
+        assert!(recipe.slide_tiles().unwrap_err().to_string().contains("looks at pictures"));
+        assert!(Recipe::parse(MINIMAL).unwrap().picture().is_err());
+        // What is not asked for does not change the identity of older packages.
+        let text = toml::to_string(&Recipe::parse(MINIMAL).unwrap()).unwrap();
+        assert!(!text.contains("fusion") && !text.contains("image"), "{text}");
+        for (from, to, line, word) in [
+            ("margin_px = 3", "margin_px = 3\n[tiles]\nsize_px = 9", 6, "not both"),
+            ("[image]\nmargin_px = 3", "", 1, "no [tiles]"),
+            ("resize = 224\n", "", 8, "resize is missing"),
+            ("margin_px = 3", "margin_fraction = -0.1", 7, "0 to 16"),
+            ("margin_px = 3", "[fusion]\nconnectivity = 6", 8, "4 or 8"),
+            ("margin_px = 3", "[fusion]\nthreshold = 1.5", 8, "0 to 1"),
+            ("margin_px = 3", "[bag]\nsize = 10", 7, "a picture is one"),
+        ] {
+            let error = Recipe::parse(&picture.replace(from, to)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("line {line}: ")), "{error}");
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
     fn messages_name_the_line() {
         for (from, to, line, word) in [
             ("size_px = 256", "size_px = 256\nsize = 3", 8, "unknown field"),

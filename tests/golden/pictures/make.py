@@ -154,6 +154,11 @@ def dicom():
     outer.is_undefined_length_sequence_item = True
     outer["SequenceOfUltrasoundRegions"].is_undefined_length = True
     ds.add_new((0x0029, 0x1010), "UN", b"something private")
+    # A sequence whose type its writer did not know: implicit within.
+    item = bytes.fromhex("feff00e0ffffffff" "18002c6008000000") + bytes(8) \
+        + bytes.fromhex("feff0de000000000")
+    ds.add_new((0x0029, 0x1011), "UN", item)
+    ds[0x0029, 0x1011].is_undefined_length = True
     ds.PixelData = rgb.tobytes()
     good["rgb_sequences"] = (ds, rgb)
     ds = dataset(implicit, "RGB", 3, PlanarConfiguration=1)
