@@ -5,13 +5,17 @@
 mod formula;
 
 use formula::{F32, compare, listed, pictures};
+use histokern::backend::{Input, check};
 use histokern::cpu::CpuBackend;
 use histokern::image::mask::{
     area, bounding_box, clean, dice, fill_holes, fuse, largest_component,
 };
-use histokern::image::{GrayImage, Rect};
+use histokern::image::pad::pad;
+use histokern::image::{GrayImage, Rect, RgbImage};
+use histokern::models;
 use histokern::picture;
 use histokern::pipeline::gradcam;
+use histokern::pipeline::images::Segmenters;
 use histokern::recipe::{Connectivity, Fusion, FusionRule};
 use histokern::weights::Package;
 use serde_json::Value;
@@ -249,6 +253,57 @@ fn package(folder: &Path, fusion: &str, image: &str) -> PathBuf {
     dir
 }
 
+/// The channel of a map that the recipe calls foreground, of a picture whose sides are no multiples
+/// of what the network needs.
+#[test]
+fn the_foreground_of_several_channels_is_the_one_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = "deeplabv3_resnet50";
+    segmenter(folder.path(), file);
+    let backend = CpuBackend::new(2, None).unwrap();
+    let [width, height] = [70, 45];
+    let square = pictures("foreground", 1, 96);
+    let rows = |w: usize, h: usize| -> Vec<u8> {
+        square.chunks_exact(96 * 3).take(h).flat_map(|row| &row[..w * 3]).copied().collect()
+    };
+    let image = RgbImage { width, height, data: rows(width, height) };
+    let mut masks = Vec::new();
+    for foreground in 0..3 {
+        let recipe = format!(
+            "schema = 1\nname = \"t\"\ntitle = \"t\"\nlicence = \"t\"\nsource = \"t\"\n[image]\n\
+             [fusion]\nthreshold = 0.3\nlargest = false\nfill_holes = false\n\
+             [preprocess]\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n\
+             [encoder]\nfamily = \"none\"\n[[segmenter]]\nname = \"a\"\nfamily = \"{file}\"\n\
+             weights = \"{file}.safetensors\"\noutput = \"softmax\"\nforeground = {foreground}\n\
+             [segmenter.preprocess]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
+        );
+        fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
+        let package = Package::open(folder.path()).unwrap();
+        let spec = &package.recipe.segmenters[0];
+        let padded = pad(&image, 32, [0; 3]).unwrap();
+        let size = [padded.image.height, padded.image.width];
+        let weights = package.weights(&spec.weights).unwrap();
+        let network = models::build_segmenter(spec, size, &weights).unwrap();
+        let pixels = [Input::Pixels(&padded.image.data)];
+        let map = check::run_once(&backend, &network.graph, 1, &pixels).unwrap().remove(0);
+        let map = padded.crop(&map, 3).unwrap();
+        let want = map.chunks_exact(3).map(|p| if p[foreground] >= 0.3 { 255 } else { 0 });
+        let want = GrayImage { width, height, data: want.collect() };
+        let mut segmenters = Segmenters::open(&package, &backend).unwrap();
+        let got = segmenters.segment(&image).unwrap();
+        assert_eq!(got.fused.mask, want);
+        assert_eq!(got.each[0].raw, want);
+        masks.push(area(&want));
+    }
+    assert!(masks[0] != masks[1] && masks[1] != masks[2], "{masks:?}");
+    let path = folder.path().join("recipe.toml");
+    let text = fs::read_to_string(&path).unwrap().replace("foreground = 2", "foreground = 3");
+    fs::write(&path, text).unwrap();
+    let package = Package::open(folder.path()).unwrap();
+    let error = Segmenters::open(&package, &backend).err().unwrap().to_string();
+    assert!(error.contains("foreground 3, its map has 3 channels"), "{error}");
+}
+
 fn run(args: &[&str]) -> (i32, String, String) {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_histokern"))
         .args(args)
@@ -264,7 +319,7 @@ fn write_png(path: &Path, name: &str, width: usize, height: usize) {
     let square = pictures(name, 1, width.max(height));
     let rows = square.chunks_exact(width.max(height) * 3).take(height);
     let data = rows.flat_map(|row| &row[..width * 3]).copied().collect();
-    let image = histokern::image::RgbImage { width, height, data };
+    let image = RgbImage { width, height, data };
     histokern::report::png::write_rgb(path, &image).unwrap();
 }
 

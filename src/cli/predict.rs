@@ -189,9 +189,13 @@ fn print(result: &SlideResult, verbose: bool) {
                 .collect::<Vec<_>>()
                 .join("  "),
         };
+        let of = match &result.segmentation {
+            Some(_) => result.regions.clone(),
+            None => format!("{} tiles", result.tiles.kept),
+        };
         println!(
-            "{}  {}  {answer}  ({} tiles, {:.1} s)",
-            result.slide.name, prediction.head, result.tiles.kept, result.seconds.total
+            "{}  {}  {answer}  ({of}, {:.1} s)",
+            result.slide.name, prediction.head, result.seconds.total
         );
     }
     if verbose {

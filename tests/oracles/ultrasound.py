@@ -10,6 +10,7 @@ within 0.001 of the threshold, boxes, Dice to 1e-6, the signature to 0.001, the 
 and every rule of fusion. Exit code 1 when something does not hold.
 """
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -150,6 +151,8 @@ def trained(name, steps):
     optimiser = torch.optim.Adam(net.parameters(), 1e-3)
     for step in range(steps):
         batch = [ultrasound(5000 + 4 * step + i, SIDE, SIDE, tumour=i > 0) for i in range(4)]
+        if step % 2:
+            batch[0][0][:] = 0  # nothing in a black picture either
         x = torch.cat([tensor(np.repeat(g[..., None], 3, -1)) for g, _ in batch])
         y = torch.from_numpy(np.stack([t for _, t in batch]))[:, None].float()
         loss = F.binary_cross_entropy_with_logits(net(x), y)
@@ -460,9 +463,13 @@ def main():
     parser.add_argument("binary", help="the histokern command")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each segmenter")
+    parser.add_argument("--keep", metavar="DIR", help="work in this new folder and leave it there")
     args = parser.parse_args()
     program = Program(args.binary, args.device)
-    with tempfile.TemporaryDirectory() as folder:
+    if args.keep:
+        os.makedirs(args.keep)
+    kept = contextlib.nullcontext(args.keep)
+    with kept if args.keep else tempfile.TemporaryDirectory() as folder:
         pictures, truths, broken = write_pictures(folder)
         networks = {name: trained(name, args.steps) for name in NETWORKS}
         maps = {name: [probability(net, rgb) for net in networks.values()]

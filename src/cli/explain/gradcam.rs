@@ -19,8 +19,7 @@ use std::path::PathBuf;
 /// Where in a picture the classifier looked (Grad-CAM)
 ///
 /// For networks that end in global average pooling and one linear layer the gradient of Grad-CAM is
-/// exact in closed form: the class's weights over the number of positions of the last map. Every head
-/// with clinical values is left out of account: the map is of the picture alone.
+/// exact in closed form: the class's weights over the number of positions of the last map.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The picture: PNG, JPEG, TIFF or single-frame DICOM
