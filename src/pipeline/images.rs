@@ -16,6 +16,9 @@ use crate::weights::{Package, Tensors};
 use std::borrow::Cow;
 use std::path::Path;
 
+/// Pixels of a cut-out whose short side was resized.
+const MAX_RESIZED_PIXELS: usize = 1 << 26;
+
 /// The segmenters of a package, readied on a backend.
 pub struct Segmenters<'b> {
     backend: &'b dyn Backend,
@@ -249,6 +252,10 @@ pub fn encoder_input(cut: &RgbImage, recipe: &Recipe) -> Result<Vec<u8>> {
         return decode::encoder_input(cut, recipe);
     }
     let size = resized_size(cut.width, cut.height, recipe)?;
+    if size[0].saturating_mul(size[1]) > MAX_RESIZED_PIXELS {
+        let (w, h) = (cut.width, cut.height);
+        return Err(Error::limit(format!("{w} x {h} px: too long for fit = \"short-side\"")));
+    }
     let resized = resized(cut, size, recipe.preprocess.interpolation)?;
     Ok(resized.center_crop(recipe.input_px() as usize)?.data)
 }
