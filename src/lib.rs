@@ -4,6 +4,7 @@
 //! [`tissue`] or [`regions`] and [`tiling`] decide which squares to look at, [`image`] resamples
 //! them exactly, a [`graph`] built by [`models`] and [`heads`] from [`weights`] runs on a
 //! [`backend`] ([`cpu`] or [`cuda`]), [`pipeline`] joins these and [`report`] writes what came out.
+//! [`picture`] reads what is no slide, such as an ultrasound image in DICOM;
 //! [`stats`] judges predictions against what happened, [`stain`] and [`nuclei`] know the colours and
 //! cells of H&E tissue.
 //! `ARCHITECTURE.md` gives the rules that keep the modules apart.
@@ -18,6 +19,7 @@ pub mod heads;
 pub mod image;
 pub mod models;
 pub mod nuclei;
+pub mod picture;
 pub mod pipeline;
 pub mod recipe;
 pub mod regions;

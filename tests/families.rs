@@ -162,6 +162,7 @@ fn spec(family: &str, output: MapOutput, heads: &[u8]) -> Segmenter {
         family: family.into(),
         weights: "t.safetensors".into(),
         output,
+        foreground: None,
         heads: heads.to_vec(),
         border: [0; 3],
         preprocess: Preprocess {

@@ -10,6 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["recipe"]),
     ("recipe", &[]),
     ("slide", &["image"]),
+    ("picture", &["slide", "image"]),
     ("tissue", &["slide", "image", "recipe"]),
     ("regions", &["image", "tissue"]),
     ("tiling", &["slide", "image", "tissue", "recipe", "regions"]),
@@ -28,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "pipeline",
         &[
             "slide", "image", "tissue", "tiling", "regions", "graph", "weights", "models", "heads",
-            "backend", "recipe", "report", "cpu", "cuda", "stain", "nuclei",
+            "backend", "recipe", "report", "cpu", "cuda", "stain", "nuclei", "picture",
         ],
     ),
     (
@@ -36,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "slide", "image", "tissue", "tiling", "regions", "graph", "weights", "models", "heads",
             "backend", "recipe", "report", "cpu", "cuda", "pipeline", "stats", "stain", "nuclei",
+            "picture",
         ],
     ),
 ];

@@ -161,7 +161,7 @@ fn a_snapshot_becomes_a_package() {
     import(&[&path("timm"), "-o", &path("a")]).unwrap();
     let package = Package::open(&dir.path().join("a")).unwrap();
     let recipe = &package.recipe;
-    assert_eq!((recipe.tiles.size_px, recipe.preprocess.crop), (53, Some(48)));
+    assert_eq!((recipe.slide_tiles().unwrap().size_px, recipe.preprocess.crop), (53, Some(48)));
     assert_eq!((recipe.name.as_str(), recipe.licence.as_str()), ("timm", "apache-2.0"));
     assert_eq!(recipe.preprocess.interpolation, Interpolation::Bicubic);
     assert_eq!(recipe.preprocess.std, [0.5; 3]);
@@ -172,7 +172,7 @@ fn a_snapshot_becomes_a_package() {
     import(&[&path("hf"), "-o", &path("b")]).unwrap();
     let package = Package::open(&dir.path().join("b")).unwrap();
     let recipe = &package.recipe;
-    assert_eq!((recipe.tiles.size_px, recipe.preprocess.crop), (36, Some(24)));
+    assert_eq!((recipe.slide_tiles().unwrap().size_px, recipe.preprocess.crop), (36, Some(24)));
     let vit = recipe.encoder.vit.clone().unwrap();
     assert_eq!((vit.heads, vit.position), (1, PositionResize::Antialias));
     assert_eq!((recipe.preprocess.mean, recipe.preprocess.std), ([0.5; 3], [0.25; 3]));

@@ -46,6 +46,17 @@ pub fn make_folder(path: &PathBuf) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io(path.display().to_string(), e))
 }
 
+/// A progress bar over pictures; hidden when quiet or when nobody is looking.
+pub fn picture_bar(pictures: usize, global: &Global) -> ProgressBar {
+    let bar = ProgressBar::new(pictures as u64);
+    if global.quiet {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template("[{bar:30}] {pos}/{len} pictures  {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar
+}
+
 /// A progress bar over slides that shows tiles per second and what the time goes into.
 pub struct Progress {
     bar: ProgressBar,

@@ -339,8 +339,9 @@ fn encoder_recipe(family: &str, checkpoint: &Path) -> String {
         _ => "",
     };
     format!(
-        "{}[preprocess]\n{normalisation}\n[encoder]\nfamily = \"{family}\"\n{transform}",
-        recipe_head(family, "Features of", checkpoint, side)
+        "{}[tiles]\nsize_px = {side}\nmpp = 0.5\n\n[preprocess]\n{normalisation}\n\
+         [encoder]\nfamily = \"{family}\"\n{transform}",
+        recipe_head(family, "Features of", checkpoint)
     )
 }
 
@@ -348,23 +349,22 @@ fn encoder_recipe(family: &str, checkpoint: &Path) -> String {
 fn segmenter_recipe(family: &str, checkpoint: &Path) -> String {
     let output = if family.starts_with("deeplabv3_") { "softmax" } else { "sigmoid" };
     format!(
-        "{}[preprocess]\n{IMAGENET}\n[encoder]\nfamily = \"none\"\n\n\
+        "{}[image]\n\n[preprocess]\n{IMAGENET}\n[encoder]\nfamily = \"none\"\n\n\
          [[segmenter]]\nname = \"{family}\"\nfamily = \"{family}\"\n\
          weights = \"{family}.safetensors\"\noutput = \"{output}\"\n\n\
          [segmenter.preprocess]\n{IMAGENET}",
-        recipe_head(family, "Segmentation by", checkpoint, 512)
+        recipe_head(family, "Segmentation by", checkpoint)
     )
 }
 
 const IMAGENET: &str = "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n";
 const HALVES: &str = "mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n";
 
-fn recipe_head(family: &str, what: &str, checkpoint: &Path, side: u32) -> String {
+fn recipe_head(family: &str, what: &str, checkpoint: &Path) -> String {
     let file = checkpoint.file_name().unwrap_or_default().to_string_lossy();
     format!(
         "schema = 1\nname = \"{family}\"\ntitle = \"{what} {family}\"\n\
-         licence = \"of the checkpoint\"\nsource = {}\n\n\
-         [tiles]\nsize_px = {side}\nmpp = 0.5\n\n",
+         licence = \"of the checkpoint\"\nsource = {}\n\n",
         toml::Value::String(file.into_owned())
     )
 }

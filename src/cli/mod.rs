@@ -26,6 +26,7 @@ mod recipes;
 mod region;
 mod report;
 mod run;
+mod segment;
 mod synth;
 mod table;
 mod tile_list;
@@ -100,6 +101,7 @@ enum Verb {
     Encode(encode::Args),
     Features(features::Args),
     Predict(predict::Args),
+    Segment(segment::Args),
     Explain(explain::Args),
     Evaluate(evaluate::Args),
     Fit(fit::Args),
@@ -138,6 +140,7 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Verb::Encode(args) => encode::run(args, global),
         Verb::Features(args) => features::run(args, global),
         Verb::Predict(args) => predict::run(args, global),
+        Verb::Segment(args) => segment::run(args, global),
         Verb::Explain(args) => explain::run(args, global),
         Verb::Evaluate(args) => evaluate::run(args, global),
         Verb::Fit(args) => fit::run(args, global),

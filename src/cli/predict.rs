@@ -1,4 +1,7 @@
-//! `histokern predict`: slides, features made elsewhere or bags of tile images to predictions.
+//! `histokern predict`: slides, pictures, features made elsewhere or bags of tile images to
+//! predictions.
+
+mod pictures;
 
 use super::cohort::{Cohort, failed_row, file_name, jobs};
 use super::combined::Combined;
@@ -17,20 +20,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Predict from slides, or from features made elsewhere
+/// Predict from slides or pictures, or from features made elsewhere
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Per slide, in DIR/<slide>/: result.json, attention.csv, heatmap.png, overlay.png, \
                   mask.png, tiles.geojson (QuPath).\nFor all: DIR/predictions.csv and DIR/status.csv. \
                   A finished slide is not done again unless slide, recipe,\noptions or version \
-                  changed.\n\nExamples:\n  histokern predict slides/*.svs --package weights/demo --out out\n  \
+                  changed. A package for pictures takes PNG, JPEG and DICOM files in place of slides\n\
+                  and writes result.json, mask.png, overlay.png and crop.png.\n\nExamples:\n  histokern predict slides/*.svs --package weights/demo --out out\n  \
                   histokern predict biopsy.jpg --package weights/balnmp-dl-cnb-c --regions biopsy.json \
                   \\\n      --clinical clinical.csv --out out\n  \
                   histokern predict --features uni/*.h5 --package my-head --out out\n  \
-                  histokern predict slides/*.svs --package pkg --model combined.toml --clinical clinical.csv --out out"
+                  histokern predict slides/*.svs --package pkg --model combined.toml --clinical clinical.csv --out out\n  \
+                  histokern predict patients/*.dcm --package us-sln --out out"
 )]
 pub struct Args {
-    /// Slides
+    /// Slides, or pictures for a package that looks at pictures
     #[arg(value_name = "SLIDE", required_unless_present_any = ["features", "bags"])]
     slides: Vec<PathBuf>,
     /// Feature files (.h5 as TRIDENT, CLAM or STAMP write them) instead of slides
@@ -160,8 +165,11 @@ pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<Slid
     let mut predictor = Predictor { cohort, patients, combined, results: Vec::new(), args };
     let ran = match &args.images {
         Some(images) => predictor.bag_lists(&mut engine, &ready, &bag_lists, images),
-        None if args.features.is_empty() => predictor.slides(&mut engine, &ready, global),
-        None => predictor.feature_files(&mut engine, &ready),
+        None if !args.features.is_empty() => predictor.feature_files(&mut engine, &ready),
+        None if engine.recipe().image.is_some() => {
+            predictor.pictures(&mut engine, &*backend, &ready, global)
+        }
+        None => predictor.slides(&mut engine, &ready, global),
     };
     // The tables are written also when the run was cut short: what is finished stays known.
     let outcome = predictor.cohort.outcome(global)?;
@@ -181,9 +189,13 @@ fn print(result: &SlideResult, verbose: bool) {
                 .collect::<Vec<_>>()
                 .join("  "),
         };
+        let of = match &result.segmentation {
+            Some(_) => result.regions.clone(),
+            None => format!("{} tiles", result.tiles.kept),
+        };
         println!(
-            "{}  {}  {answer}  ({} tiles, {:.1} s)",
-            result.slide.name, prediction.head, result.tiles.kept, result.seconds.total
+            "{}  {}  {answer}  ({of}, {:.1} s)",
+            result.slide.name, prediction.head, result.seconds.total
         );
     }
     if verbose {

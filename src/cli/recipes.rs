@@ -24,6 +24,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     row!("ekholm-mki67"),
     row!("histcode-diagnosis"),
     row!("histcode-gene"),
+    row!("us-sln"),
     row!("uni"),
     row!("uni2-h"),
     row!("conch"),

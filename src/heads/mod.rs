@@ -12,6 +12,7 @@ mod linear;
 mod predict;
 pub mod weep;
 
+pub use linear::{Linear, layer as linear_layer};
 pub use predict::{Prediction, attention, predict, tile_values};
 
 use crate::error::{Context, Error, Result};

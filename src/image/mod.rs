@@ -2,14 +2,19 @@
 //!
 //! [`resample`] equals Pillow bit for bit; [`colour`], [`filter`] and [`draw`] equal OpenCV's u8
 //! functions, because the published preprocessing was written with those two libraries and a
-//! threshold or an area that differs by one pixel selects other tiles.
+//! threshold or an area that differs by one pixel selects other tiles. [`mask`] equals
+//! `scipy.ndimage` and [`map`] PyTorch's `interpolate`.
 
 pub mod colour;
 pub mod draw;
 pub mod filter;
+pub mod map;
+pub mod mask;
 pub mod pad;
 pub mod resample;
 
+pub use map::Map;
+pub use mask::Rect;
 pub use resample::{FilterTable, Resampler};
 
 use crate::error::{Error, Result};
@@ -45,6 +50,26 @@ impl RgbImage {
         let rows = self.data.chunks_exact(self.width.max(1) * 3).skip(top).take(side);
         let data = rows.flat_map(|row| &row[left * 3..(left + side) * 3]).copied().collect();
         Ok(RgbImage { width: side, height: side, data })
+    }
+}
+
+impl RgbImage {
+    /// The part of the picture inside `rect`.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when the rectangle is empty or leaves the picture.
+    pub fn cut(&self, rect: Rect) -> Result<RgbImage> {
+        let Rect { x, y, width, height } = rect;
+        let fits = |start: usize, length: usize, limit: usize| {
+            length > 0 && start.checked_add(length).is_some_and(|end| end <= limit)
+        };
+        if !fits(x, width, self.width) || !fits(y, height, self.height) {
+            let (w, h) = (self.width, self.height);
+            return Err(Error::usage(format!("no {rect:?} in a picture of {w} x {h} px")));
+        }
+        let rows = self.data.chunks_exact(self.width * 3).skip(y).take(height);
+        let data = rows.flat_map(|row| &row[x * 3..(x + width) * 3]).copied().collect();
+        Ok(RgbImage { width, height, data })
     }
 }
 

@@ -180,6 +180,9 @@ fn grow(scratch: &mut Vec<u8>, bytes: usize) {
 impl Axis {
     /// Pillow's weights for `out` samples from the interval `from..to` of `length` samples.
     fn new(length: usize, from: f32, to: f32, out: usize, filter: Interpolation) -> Axis {
+        if filter == Interpolation::Nearest {
+            return Axis::nearest(length, from, to, out);
+        }
         // Pillow subtracts in f32 before it widens.
         let scale = f64::from(to - from) / out as f64;
         let filter_scale = scale.max(1.0);
@@ -208,6 +211,19 @@ impl Axis {
             axis.bounds.push((first, count));
         }
         axis
+    }
+
+    /// The input sample under the middle of each output sample, one of weight 1. Pillow walks from
+    /// middle to middle in f64, so that far ones differ from a product by its rounding.
+    fn nearest(length: usize, from: f32, to: f32, out: usize) -> Axis {
+        let scale = f64::from(to - from) / out as f64;
+        let mut center = f64::from(from) + scale * 0.5;
+        let mut bounds = Vec::with_capacity(out);
+        for _ in 0..out {
+            bounds.push(((center as usize).min(length - 1), 1));
+            center += scale;
+        }
+        Axis { bounds, weights: vec![split(1.0); out], taps: 1 }
     }
 
     /// First input sample used and one past the last.
@@ -252,6 +268,7 @@ fn radius(filter: Interpolation) -> f64 {
     match filter {
         Interpolation::Bilinear => 1.0,
         Interpolation::Bicubic => 2.0,
+        Interpolation::Nearest => 0.0,
     }
 }
 

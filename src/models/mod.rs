@@ -7,6 +7,7 @@ mod alexnet;
 mod deeplab;
 mod densenet;
 mod inception;
+mod last_map;
 mod layers;
 mod position;
 pub mod random;
@@ -17,6 +18,7 @@ mod unet;
 mod vgg;
 mod vit;
 
+pub use last_map::{LastMap, last_map};
 pub use segmenters::{SEGMENTERS, Segmenter, SegmenterFamily, build_segmenter, segmenter_family};
 
 use crate::error::{Context, Error, Result};

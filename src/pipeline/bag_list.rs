@@ -2,8 +2,9 @@
 //! `{"id": patient, "label": .., "patch_paths": [ten paths]}`. A patient has one or more bags.
 
 use super::decode::encoder_input;
-use super::{Engine, predict};
+use super::{Engine, images, predict};
 use crate::error::{Context, Error, Kind, Result};
+use crate::recipe::Input;
 use crate::slide::{OpenOptions, Region, Slide};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -123,7 +124,11 @@ pub fn load(path: &Path, engine: &Engine) -> Result<Vec<u8>> {
     let slide = Slide::open(path, &OpenOptions::default())?;
     let level = &slide.levels()[0];
     let region = Region { x: 0, y: 0, level: 0, width: level.width, height: level.height };
-    encoder_input(&slide.read_region(&region)?.image, engine.recipe())
+    let image = slide.read_region(&region)?.image;
+    match engine.recipe().input()? {
+        Input::Slide(_) => encoder_input(&image, engine.recipe()),
+        Input::Picture(_) => images::encoder_input(&image, engine.recipe()),
+    }
 }
 
 /// As [`predict::predict`] over a patient's bags.

@@ -167,7 +167,7 @@ impl<'a> TileReader<'a> {
             .map_err(|e| Error::usage(format!("{threads} decode threads: {e}")))?;
         Ok(TileReader {
             prepared,
-            rules: &recipe.tiles,
+            rules: recipe.slide_tiles()?,
             pass: TilePass::new(&prepared.slide, grid.level, &regions)?,
             geometry: Geometry::new(grid, recipe)?,
             pool,

@@ -367,6 +367,7 @@ pub fn blank_result(
         },
         regions: String::new(),
         stain: None,
+        segmentation: None,
         clinical: BTreeMap::new(),
         predictions: Vec::new(),
         warnings: Vec::new(),

@@ -44,7 +44,8 @@ impl Prepared {
     /// # Errors
     /// Naming the slide: whatever keeps it from being opened, segmented, tiled or fitted.
     pub fn new(job: &Job, index: usize, recipe: &Recipe, open: &OpenOptions) -> Result<Prepared> {
-        let mut prepared = Prepared::with_rules(job, index, &recipe.tissue, &recipe.tiles, open)?;
+        let tiles = recipe.slide_tiles()?;
+        let mut prepared = Prepared::with_rules(job, index, &recipe.tissue, tiles, open)?;
         let start = Instant::now();
         let fitted = stain::fit(&prepared, &recipe.stain);
         prepared.stain = fitted.context(|| job.path.display().to_string())?;

@@ -96,7 +96,10 @@ pub fn run(
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let mut recipe = engine.recipe().clone();
-    recipe.tiles.stride_px = options.stride_px.or(recipe.tiles.stride_px);
+    recipe.slide_tiles()?;
+    if let Some(tiles) = &mut recipe.tiles {
+        tiles.stride_px = options.stride_px.or(tiles.stride_px);
+    }
     let row_bytes = 3 * (recipe.input_px() as usize).pow(2);
     let lanes = engine.lanes()?;
     let slots = lanes + SPARE_SLOTS;

@@ -1,13 +1,13 @@
 //! What the types of a recipe cannot say: ranges, and keys that go together.
 
 use super::{
-    Aggregate, BnMode, Clinical, Encoder, Head, Preprocess, Recipe, Segmenter, Stain, Tiles,
-    Tissue, TokenPool,
+    Aggregate, BnMode, Clinical, Encoder, Head, NO_ENCODER, Preprocess, Recipe, Segmenter, Stain,
+    Tiles, Tissue, TokenPool,
 };
 use std::path::Path;
 
 /// The key at fault and what is wrong with it.
-type Fault = (&'static str, String);
+pub(super) type Fault = (&'static str, String);
 
 impl Recipe {
     /// Checks every section.
@@ -20,9 +20,17 @@ impl Recipe {
         {
             return Err(("name", format!("name {:?}: letters, digits, - _ . only", self.name)));
         }
-        self.tiles.check()?;
+        self.check_input()?;
         self.preprocess.check()?;
-        let side = self.preprocess.resize.unwrap_or(self.tiles.size_px);
+        let side = match (self.preprocess.resize, &self.tiles) {
+            (Some(side), _) => side,
+            (None, Some(tiles)) => tiles.size_px,
+            (None, None) if self.encoder.family == NO_ENCODER => 1,
+            (None, None) => {
+                let what = "[preprocess] resize is missing: pictures come in every size";
+                return Err(("[preprocess]", what.into()));
+            }
+        };
         if !(1..=4096).contains(&side) {
             return Err(("resize", format!("encoder input of {side} px: 1 to 4096")));
         }
@@ -56,6 +64,30 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+}
+
+impl Recipe {
+    /// Slides or pictures, and the parts that go with each.
+    fn check_input(&self) -> Result<(), Fault> {
+        self.fusion.check()?;
+        match (&self.tiles, &self.image) {
+            (Some(_), Some(_)) => {
+                Err(("[image]", "[tiles] is for slides, [image] for pictures: not both".into()))
+            }
+            (None, None) => Err((
+                "schema",
+                "no [tiles] (a package for slides) and no [image] (for pictures)".into(),
+            )),
+            (Some(tiles), None) => tiles.check(),
+            (None, Some(_)) if !self.stain.is_none() => {
+                Err(("[stain]", "[stain] is fitted on slides; a picture has none".into()))
+            }
+            (None, Some(_)) if self.bag.is_some() => {
+                Err(("[bag]", "[bag] groups tiles of slides; a picture is one".into()))
+            }
+            (None, Some(image)) => image.check(),
+        }
     }
 }
 

@@ -5,6 +5,9 @@
 //! has code of its own.
 
 mod check;
+mod picture;
+
+pub use picture::{Connectivity, EmptyMask, Fit, Fusion, FusionRule, Image};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -33,8 +36,12 @@ pub struct Recipe {
     /// Where tissue is.
     #[serde(default)]
     pub tissue: Tissue,
-    /// Which squares are cut.
-    pub tiles: Tiles,
+    /// Which squares are cut, in a package for slides; every package has this or `image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiles: Option<Tiles>,
+    /// What is cut from a picture, in a package for pictures; [`Recipe::input`] tells the two apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
     /// Whose colours tiles are given before they become the encoder's input.
     #[serde(default, skip_serializing_if = "Stain::is_none")]
     pub stain: Stain,
@@ -48,6 +55,9 @@ pub struct Recipe {
     /// From pictures to maps, for systems that segment.
     #[serde(default, rename = "segmenter", skip_serializing_if = "Vec::is_empty")]
     pub segmenters: Vec<Segmenter>,
+    /// How the maps of the segmenters become one mask.
+    #[serde(default, skip_serializing_if = "Fusion::is_default")]
+    pub fusion: Fusion,
     /// From features to predictions; none in a package that only encodes.
     #[serde(default, rename = "head", skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<Head>,
@@ -261,6 +271,8 @@ pub enum Interpolation {
     Bilinear,
     /// Catmull-Rom, a = -0.5.
     Bicubic,
+    /// The nearest pixel, whatever the factor.
+    Nearest,
 }
 
 /// From pixels to features.
@@ -374,6 +386,9 @@ pub struct Segmenter {
     /// the deepest alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<u8>,
+    /// Channel of the map that is the foreground [default: 0 of one channel, 1 of several].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreground: Option<usize>,
     /// Colour of the border that brings sides to a multiple of what the network needs, below and
     /// to the right; the map is cropped back.
     #[serde(default)]
@@ -512,11 +527,62 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Side of the encoder's square input in pixels.
-    pub fn input_px(&self) -> u32 {
-        let resized = self.preprocess.resize.unwrap_or(self.tiles.size_px);
-        self.preprocess.crop.unwrap_or(resized)
+    /// What the package looks at.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] for a recipe with neither part, which reading one refuses.
+    pub fn input(&self) -> Result<Input<'_>> {
+        match (&self.tiles, &self.image) {
+            (Some(tiles), _) => Ok(Input::Slide(tiles)),
+            (None, Some(image)) => Ok(Input::Picture(image)),
+            (None, None) => Err(Error::usage("the recipe has neither [tiles] nor [image]")),
+        }
     }
+
+    /// The squares to cut from a slide.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when the package is for pictures.
+    pub fn slide_tiles(&self) -> Result<&Tiles> {
+        match self.input()? {
+            Input::Slide(tiles) => Ok(tiles),
+            Input::Picture(_) => Err(Error::usage(format!(
+                "the package {} looks at pictures, not at slides: `segment`, `predict` and \
+                 `explain gradcam` take it",
+                self.name
+            ))),
+        }
+    }
+
+    /// What to cut from a picture.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] when the package is for slides.
+    pub fn picture(&self) -> Result<&Image> {
+        match self.input()? {
+            Input::Picture(image) => Ok(image),
+            Input::Slide(_) => {
+                let what = "looks at slides: a recipe for pictures has [image] in place of [tiles]";
+                Err(Error::usage(format!("the package {} {what}", self.name)))
+            }
+        }
+    }
+
+    /// Side of the encoder's square input in pixels; 0 in a package without an encoder that says
+    /// nowhere what its input would be.
+    pub fn input_px(&self) -> u32 {
+        let tile = self.tiles.as_ref().map_or(0, |tiles| tiles.size_px);
+        self.preprocess.crop.unwrap_or(self.preprocess.resize.unwrap_or(tile))
+    }
+}
+
+/// What a package looks at.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'r> {
+    /// Squares of a slide.
+    Slide(&'r Tiles),
+    /// A picture, or the part of it that is segmented.
+    Picture(&'r Image),
 }
 
 #[cfg(test)]
@@ -544,6 +610,31 @@ family = "vgg16_bn"
         assert_eq!(recipe.input_px(), 224);
         assert_eq!(recipe.encoder.weights, "encoder.safetensors");
         assert!(matches!(recipe.tissue, Tissue::Clam(ref c) if c.median == 7));
+    }
+
+    #[test]
+    fn a_recipe_is_for_slides_or_for_pictures() {
+        let picture = MINIMAL.replace("[tiles]\nsize_px = 256", "[image]\nmargin_px = 3");
+        let recipe = Recipe::parse(&picture).unwrap();
+        assert_eq!(recipe.picture().unwrap().margin_px, 3);
+        assert!(recipe.slide_tiles().unwrap_err().to_string().contains("looks at pictures"));
+        assert!(Recipe::parse(MINIMAL).unwrap().picture().is_err());
+        // What is not asked for does not change the identity of older packages.
+        let text = toml::to_string(&Recipe::parse(MINIMAL).unwrap()).unwrap();
+        assert!(!text.contains("fusion") && !text.contains("image"), "{text}");
+        for (from, to, line, word) in [
+            ("margin_px = 3", "margin_px = 3\n[tiles]\nsize_px = 9", 6, "not both"),
+            ("[image]\nmargin_px = 3", "", 1, "no [tiles]"),
+            ("resize = 224\n", "", 8, "resize is missing"),
+            ("margin_px = 3", "margin_fraction = -0.1", 7, "0 to 16"),
+            ("margin_px = 3", "[fusion]\nconnectivity = 6", 8, "4 or 8"),
+            ("margin_px = 3", "[fusion]\nthreshold = 1.5", 8, "0 to 1"),
+            ("margin_px = 3", "[bag]\nsize = 10", 7, "a picture is one"),
+        ] {
+            let error = Recipe::parse(&picture.replace(from, to)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("line {line}: ")), "{error}");
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

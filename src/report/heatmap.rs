@@ -7,7 +7,7 @@
 use super::colormap::Colormap;
 use super::{draw, font};
 use crate::error::{Error, Result};
-use crate::image::RgbImage;
+use crate::image::{Map, RgbImage};
 use serde::{Deserialize, Serialize};
 
 /// How a heatmap is drawn.
@@ -267,6 +267,21 @@ fn gaussian_kernel(n: usize) -> Vec<f64> {
     let weight = |i: usize| (-(i as f64 - middle).powi(2) / (2.0 * sigma * sigma)).exp();
     let total: f64 = (0..n).map(weight).sum();
     (0..n).map(|i| weight(i) / total).collect()
+}
+
+/// Colours over the part of a picture at `[x, y]`: `values` is `[H, W]`, 0 to 1, of that part's size.
+/// What leaves the picture is cut off.
+pub fn shade(image: &mut RgbImage, [x, y]: [usize; 2], values: &Map, map: Colormap, alpha: f64) {
+    let width = image.width;
+    let (pixels, _) = image.data.as_chunks_mut::<3>();
+    let rows = values.data.chunks_exact(values.width.max(1));
+    for (row, values) in pixels.chunks_exact_mut(width.max(1)).skip(y).zip(rows) {
+        for (pixel, &value) in row.iter_mut().skip(x).zip(values) {
+            for (under, over) in pixel.iter_mut().zip(map.color(value.into())) {
+                *under = blend(over, *under, alpha);
+            }
+        }
+    }
 }
 
 /// The picture with a colour bar below it: `labels` under its left end, middle and right end,

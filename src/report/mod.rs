@@ -6,6 +6,7 @@
 //! | file | module | read by |
 //! | --- | --- | --- |
 //! | `result.json` | [`result`] | services, resume |
+//! | `segmentation.json`, and part of `result.json` | [`segmentation`] | services |
 //! | `attention.csv`, `predictions.csv`, `status.csv` | [`csv`] | spreadsheets, R, pandas |
 //! | tile features `.h5`, `.pt` | [`h5`], [`pt`] | TRIDENT, CLAM, STAMP |
 //! | `tiles.geojson` | [`geojson`] | QuPath |
@@ -31,3 +32,4 @@ pub mod plot;
 pub mod png;
 pub mod pt;
 pub mod result;
+pub mod segmentation;

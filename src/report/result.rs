@@ -3,6 +3,7 @@
 //! Keys keep the order of the structs. No absolute path and nothing of a slide's label is in it.
 
 use super::atomic;
+use super::segmentation::Segmentation;
 use crate::error::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -41,6 +42,9 @@ pub struct SlideResult {
     /// target. Absent when nothing was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stain: Option<serde_json::Value>,
+    /// What was found in a picture and what of it was looked at. Absent for slides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segmentation: Option<Segmentation>,
     /// Clinical inputs used, by column.
     pub clinical: BTreeMap<String, String>,
     /// One entry a head.
@@ -337,6 +341,7 @@ mod tests {
             },
             regions: "tissue".into(),
             stain: Some(serde_json::json!({ "method": "macenko" })),
+            segmentation: None,
             clinical: BTreeMap::new(),
             predictions: vec![
                 Prediction {

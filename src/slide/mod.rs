@@ -27,7 +27,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tiff::{MAX_ICC_BYTES, Tiff};
 
+pub use codec::{Photometric, decode_jpeg_as, jpeg_picture_size};
 pub use pass::TilePass;
+pub use raster::MAX_PICTURE_PIXELS;
 pub use read::Scratch;
 
 /// How the bytes of a slide are fetched.

@@ -93,6 +93,7 @@ impl Model {
         let interpolation = match self.interpolation {
             Interpolation::Bilinear => "bilinear",
             Interpolation::Bicubic => "bicubic",
+            Interpolation::Nearest => "nearest",
         };
         let vit = toml::to_string(&self.vit).map_err(|e| Error::malformed(e.to_string()))?;
         Recipe::parse(&format!(

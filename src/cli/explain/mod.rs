@@ -1,6 +1,7 @@
-//! `histokern explain`: where in a slide a prediction comes from.
+//! `histokern explain`: where in a slide or picture a prediction comes from.
 
 mod attention;
+mod gradcam;
 mod tiles;
 mod weep;
 
@@ -12,11 +13,12 @@ use crate::pipeline::{Engine, Job, Options, Parts};
 use crate::recipe::Recipe;
 use std::path::{Path, PathBuf};
 
-/// Show where in a slide a prediction comes from
+/// Show where in a slide or picture a prediction comes from
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   histokern explain attention slide.svs --package diagnosis --overlap 0.5 -o out
   histokern explain tiles slide.svs --package genes --heads CD8A,CD3E,CD19 -o lymphocytes
+  histokern explain gradcam image.png --package us-sln -o out
   histokern explain weep out/slide/tiles.csv --threshold 6.2 -o weep")]
 pub struct Args {
     #[command(subcommand)]
@@ -26,6 +28,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Attention(attention::Args),
+    Gradcam(gradcam::Args),
     Tiles(tiles::Args),
     Weep(weep::Args),
 }
@@ -34,6 +37,7 @@ enum What {
 pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     match &args.what {
         What::Attention(args) => attention::run(args, global),
+        What::Gradcam(args) => gradcam::run(args, global),
         What::Tiles(args) => tiles::run(args, global),
         What::Weep(args) => weep::run(args, global),
     }
@@ -86,9 +90,12 @@ impl Look {
 }
 
 /// The step between tiles that overlap by a fraction of their side, at least 1 px.
-fn stride(recipe: &Recipe, overlap: f64) -> u32 {
-    let side = f64::from(recipe.tiles.size_px);
-    ((side * (1.0 - overlap)).round() as u32).max(1)
+///
+/// # Errors
+/// As [`Recipe::slide_tiles`].
+fn stride(recipe: &Recipe, overlap: f64) -> Result<u32> {
+    let side = f64::from(recipe.slide_tiles()?.size_px);
+    Ok(((side * (1.0 - overlap)).round() as u32).max(1))
 }
 
 fn said(global: &Global, path: &Path) {

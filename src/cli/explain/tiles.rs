@@ -45,7 +45,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let names = names(args)?;
     let Ready { backend, mut engine, job, mut options, progress } =
         args.look.ready(Parts::Encoder, 1, global)?;
-    options.stride_px = Some(stride(engine.recipe(), args.overlap)).filter(|_| args.overlap > 0.0);
+    options.stride_px = Some(stride(engine.recipe(), args.overlap)?).filter(|_| args.overlap > 0.0);
     let slide = explain::encode(&mut engine, &job, &options, &progress)?;
     let n = slide.tiles.len();
     let values = explain::tile_by_tile(&engine, &*backend, &names, &slide.features, n)?;

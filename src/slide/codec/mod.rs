@@ -12,7 +12,10 @@ use crate::error::{Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use jpeg::Tables as JpegTables;
-pub use jpeg::{decode_picture as decode_jpeg_picture, picture_size as jpeg_picture_size};
+pub use jpeg::{
+    decode_picture as decode_jpeg_picture, decode_picture_as as decode_jpeg_as,
+    picture_size as jpeg_picture_size,
+};
 
 /// How a tile or strip is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -56,7 +56,7 @@ def resize(image, size, code, box=None):
     return np.asarray(out)
 
 
-FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC, "nearest": Image.NEAREST}
 rgb = picture(97, 71, 1)
 Image.fromarray(rgb).save("picture.png")
 cases = []

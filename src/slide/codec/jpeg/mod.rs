@@ -80,10 +80,15 @@ pub fn decode(
 
 /// Decodes a whole JPEG file; its own markers decide the colour space, YCbCr without any.
 pub fn decode_picture(bytes: &[u8]) -> Result<RgbImage> {
-    super::guarded("JPEG", || picture(bytes, &mut Buffers::default()))
+    decode_picture_as(bytes, Photometric::YCbCr)
 }
 
-fn picture(bytes: &[u8], buffers: &mut Buffers) -> Result<RgbImage> {
+/// As [`decode_picture`]; three components of which the stream says nothing are `unmarked`.
+pub fn decode_picture_as(bytes: &[u8], unmarked: Photometric) -> Result<RgbImage> {
+    super::guarded("JPEG", || picture(bytes, unmarked, &mut Buffers::default()))
+}
+
+fn picture(bytes: &[u8], unmarked: Photometric, buffers: &mut Buffers) -> Result<RgbImage> {
     let accept = |frame: &Frame| {
         let pixels = u64::from(frame.width) * u64::from(frame.height);
         if frame.progressive && pixels > MAX_PROGRESSIVE_PIXELS {
@@ -97,7 +102,7 @@ fn picture(bytes: &[u8], buffers: &mut Buffers) -> Result<RgbImage> {
             _ if frame.components.len() == 1 => Photometric::Grey,
             Some(colour) => colour,
             None if letters => Photometric::Rgb,
-            None => Photometric::YCbCr,
+            None => unmarked,
         }
     };
     let mut data = Vec::new();
@@ -162,6 +167,10 @@ mod tests {
     use super::segments::EOI;
     use super::*;
     use sha2::{Digest, Sha256};
+
+    fn picture(bytes: &[u8], buffers: &mut Buffers) -> Result<RgbImage> {
+        super::picture(bytes, Photometric::YCbCr, buffers)
+    }
 
     struct Case {
         name: String,
