@@ -46,6 +46,9 @@ pub fn make_folder(path: &PathBuf) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io(path.display().to_string(), e))
 }
 
+/// Heads, over all bags, that take long enough to be counted aloud.
+const HEADS_SHOWN: usize = 8;
+
 /// A progress bar over slides that shows tiles per second and what the time goes into.
 pub struct Progress {
     bar: ProgressBar,
@@ -106,6 +109,10 @@ impl Observer for Progress {
                     HumanDuration(Duration::from_secs(self.bar.eta().as_secs())),
                 ));
             }
+            Event::Heads { done, total } if total > HEADS_SHOWN => {
+                self.bar.set_message(format!("heads {done}/{total}"));
+            }
+            Event::Heads { .. } => {}
             Event::SlideDone => state.done += 1,
             Event::Remark(text) => self.bar.suspend(|| eprintln!("{text}")),
         }

@@ -10,7 +10,11 @@ pub mod bag_list;
 pub mod bags;
 pub mod decode;
 pub mod engine;
+pub mod ensemble;
 pub mod explain;
+pub mod gate;
+pub mod head;
+pub mod mask;
 pub mod nuclei;
 pub mod outputs;
 pub mod overview;
@@ -19,7 +23,8 @@ pub mod prepare;
 pub mod queue;
 pub mod stain;
 
-pub use engine::{BagPrediction, Engine, Parts};
+pub use engine::{Engine, Parts};
+pub use head::BagPrediction;
 pub use prepare::Prepared;
 pub use queue::{Finished, Seconds, Sink, run};
 
@@ -35,6 +40,8 @@ pub struct Job {
     pub path: PathBuf,
     /// Annotated polygons, for recipes that use them.
     pub regions: Option<PathBuf>,
+    /// Where tiles must lie besides.
+    pub mask: Option<mask::Mask>,
 }
 
 /// How slides are run; none of this changes a result but `open.mpp_override` and `stride_px`.
@@ -72,6 +79,13 @@ pub enum Event<'a> {
         tiles_per_second: f64,
         /// Share of the time the encoder waited for tiles.
         decode_share: f64,
+    },
+    /// The heads of the current slide were asked.
+    Heads {
+        /// Heads done so far, over all bags and packages.
+        done: usize,
+        /// All of them.
+        total: usize,
     },
     /// A slide is finished, well or badly.
     SlideDone,

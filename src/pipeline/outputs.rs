@@ -2,8 +2,9 @@
 
 use super::decode::{Tally, TileState};
 use super::overview::overview;
+use super::gate::Verdict;
 use super::predict::HeadResult;
-use super::{Engine, Finished, Prepared};
+use super::{Engine, Finished, Prepared, ensemble};
 use crate::error::{Error, Result};
 use crate::heads::Scores;
 use crate::image::RgbImage;
@@ -122,21 +123,39 @@ pub fn write_geojson(
 /// Writes everything about the predictions of a slide but `result.json` into `dir`.
 ///
 /// The first head's files are `attention.csv`, `heatmap.png` and `tiles.geojson`; those of further
-/// heads carry their name. A head with several attention branches has one heatmap per class.
+/// heads carry their name. A head with several attention branches has one heatmap per class. Heads
+/// that `mapped` does not name have no files of their own.
 ///
 /// # Errors
 /// Naming the file.
-pub fn write_predictions(dir: &Path, slide: &Finished, heads: &[HeadResult]) -> Result<()> {
+pub fn write_predictions(
+    dir: &Path,
+    slide: &Finished,
+    heads: &[HeadResult],
+    mapped: &dyn Fn(&str) -> bool,
+) -> Result<()> {
     let picture = write_area(dir, &slide.prepared)?;
     let mut used: Vec<usize> = slide.bags.concat();
     used.sort_unstable();
     let tiles: Vec<usize> = used.iter().map(|&t| slide.tiles[t]).collect();
     let coords: Vec<[i64; 2]> = tiles.iter().map(|&i| slide.prepared.grid.origins[i]).collect();
     let mut measurements: Vec<(String, Vec<f64>)> = Vec::new();
-    for (i, head) in heads.iter().enumerate() {
+    if let Some(verdict) = slide.verdict.as_ref() {
+        let predicting = heads.iter().any(|h| h.kind == Scores::Prediction && mapped(&h.head));
+        if !predicting {
+            write_gated(&dir.join("tiles.csv"), slide, verdict, &[])?;
+        }
+    }
+    for (i, head) in heads.iter().enumerate().filter(|(_, head)| mapped(&head.head)) {
         let suffix = suffix(i, head);
         let branches = branches(head, &used);
-        write_scores(dir, i, head, &coords, &branches)?;
+        match slide.verdict.as_ref().filter(|_| head.kind == Scores::Prediction) {
+            None => write_scores(dir, i, head, &coords, &branches)?,
+            Some(verdict) => {
+                let columns = predictions_by_tile(&tiles, &branches);
+                write_gated(&dir.join(format!("tiles{suffix}.csv")), slide, verdict, &columns)?;
+            }
+        }
         for branch in branches {
             let dash = if branch.class.is_empty() { "" } else { "-" };
             let path = dir.join(format!("heatmap{suffix}{dash}{}.png", branch.class));
@@ -168,6 +187,41 @@ pub fn write_predictions(dir: &Path, slide: &Finished, heads: &[HeadResult]) -> 
     write_geojson(&dir.join("tiles.geojson"), &slide.prepared, &tiles, &measurements)
 }
 
+/// Predictions by grid index, under the names of their columns.
+type ByTile = (String, BTreeMap<usize, f64>);
+
+fn predictions_by_tile(tiles: &[usize], branches: &[Branch]) -> Vec<ByTile> {
+    let column = |b: &Branch| {
+        let values = b.raw.iter().map(|&v| f64::from(v));
+        (prediction_column(b), tiles.iter().copied().zip(values).collect())
+    };
+    branches.iter().map(column).collect()
+}
+
+fn prediction_column(branch: &Branch) -> String {
+    let of = if branch.class.is_empty() { String::new() } else { format!("_{}", branch.class) };
+    format!("prediction{of}")
+}
+
+/// `tiles.csv` behind a gate: every tile that the gate looked at, the predictions of those that have
+/// one, the probability and whether it passed.
+fn write_gated(path: &Path, slide: &Finished, verdict: &Verdict, said: &[ByTile]) -> Result<()> {
+    let origins = &slide.prepared.grid.origins;
+    let coords: Vec<[i64; 2]> = verdict.tiles.iter().map(|&(tile, _)| origins[tile]).collect();
+    let mut columns: Vec<(String, Vec<f64>)> = said
+        .iter()
+        .map(|(name, values)| {
+            let of = |&(tile, _): &(usize, f64)| values.get(&tile).copied().unwrap_or(f64::NAN);
+            (name.clone(), verdict.tiles.iter().map(of).collect())
+        })
+        .collect();
+    let probabilities = verdict.tiles.iter().map(|&(_, p)| p);
+    let passed = |p: f64| f64::from(u8::from(verdict.passes(p)));
+    columns.push((format!("p_{}", verdict.class), probabilities.clone().collect()));
+    columns.push(("passed".into(), probabilities.map(passed).collect()));
+    csv::write_tiles(path, &coords, &columns)
+}
+
 fn suffix(i: usize, head: &HeadResult) -> String {
     if i == 0 { String::new() } else { format!("-{}", head.head) }
 }
@@ -182,10 +236,8 @@ fn write_scores(
 ) -> Result<()> {
     let suffix = suffix(i, head);
     if head.kind == Scores::Prediction {
-        let column = |b: &Branch| {
-            let of = if b.class.is_empty() { String::new() } else { format!("_{}", b.class) };
-            (format!("prediction{of}"), b.raw.iter().map(|&v| v.into()).collect())
-        };
+        let column =
+            |b: &Branch| (prediction_column(b), b.raw.iter().map(|&v| v.into()).collect());
         let columns: Vec<(String, Vec<f64>)> = branches.iter().map(column).collect();
         return csv::write_tiles(&dir.join(format!("tiles{suffix}.csv")), coords, &columns);
     }
@@ -351,6 +403,7 @@ pub fn blank_result(
             name: recipe.name.clone(),
             recipe_id: recipe_id.into(),
             notice: recipe.notice.clone(),
+            members: members(engine),
         },
         device: result::Device {
             kind: engine.device().split(' ').next().unwrap_or_default().into(),
@@ -366,11 +419,23 @@ pub fn blank_result(
             unread: Vec::new(),
         },
         regions: String::new(),
+        gate: None,
         stain: None,
         clinical: BTreeMap::new(),
         predictions: Vec::new(),
         warnings: Vec::new(),
         seconds: result::Seconds::default(),
+    }
+}
+
+/// The packages of an ensemble; none for a single package.
+fn members(engine: &Engine) -> Vec<result::Member> {
+    let packages = engine.packages();
+    match packages.len() {
+        1 => Vec::new(),
+        _ => packages
+            .map(|p| result::Member { name: p.recipe.name.clone(), recipe_id: p.recipe_id.clone() })
+            .collect(),
     }
 }
 
@@ -382,6 +447,17 @@ pub fn describe(result: &mut result::SlideResult, slide: &Finished) {
     result.stain = prepared.stain.as_deref().and_then(|s| serde_json::to_value(s).ok());
     result.warnings.clone_from(&prepared.warnings);
     result.tiles = tiles(prepared, &slide.tally, slide.tiles.len());
+    result.gate = slide.verdict.as_ref().map(|verdict| {
+        let said = verdict.tiles.iter().map(|(_, p)| *p);
+        result::Gate {
+            class: verdict.class.clone(),
+            threshold: verdict.threshold,
+            classifiers: verdict.classifiers as u64,
+            looked_at: verdict.tiles.len() as u64,
+            passed: said.clone().filter(|&p| verdict.passes(p)).count() as u64,
+            highest: said.reduce(f64::max),
+        }
+    });
     if slide.tally.on_missing > 0 {
         result.warnings.push(format!(
             "{} tiles touch areas for which the slide holds no data",
@@ -415,6 +491,7 @@ fn tiles(prepared: &Prepared, tally: &Tally, kept: usize) -> result::Tiles {
         match state {
             TileState::White => *dropped.entry("white".into()).or_insert(0) += 1,
             TileState::Blurred => *dropped.entry("blurred".into()).or_insert(0) += 1,
+            TileState::Gated => *dropped.entry("gated".into()).or_insert(0) += 1,
             TileState::Unread(reason) => {
                 unread.push(result::UnreadTile { x, y, reason: reason.clone() });
             }
@@ -425,9 +502,12 @@ fn tiles(prepared: &Prepared, tally: &Tally, kept: usize) -> result::Tiles {
     if encodable > kept {
         dropped.insert("incomplete bag".into(), (encodable - kept) as u64);
     }
+    if prepared.off_mask > 0 {
+        dropped.insert("off the mask".into(), prepared.off_mask as u64);
+    }
     result::Tiles {
         size_level0: Some(prepared.grid.size_level0),
-        grid: tally.states.len() as u64,
+        grid: (tally.states.len() + prepared.off_mask) as u64,
         kept: kept as u64,
         dropped,
         unread,
@@ -436,13 +516,6 @@ fn tiles(prepared: &Prepared, tally: &Tally, kept: usize) -> result::Tiles {
 
 /// Head results as `result.json` holds them.
 pub fn predictions(heads: &[HeadResult], bags: &[Vec<usize>]) -> Vec<result::Prediction> {
-    let outcome = |classes: &[String], probabilities: &[f64], value: Option<f64>| match value {
-        Some(value) => result::Outcome::Value { value },
-        None => result::Outcome::Classes {
-            classes: classes.to_vec(),
-            probabilities: probabilities.to_vec(),
-        },
-    };
     heads
         .iter()
         .map(|head| {
@@ -456,9 +529,37 @@ pub fn predictions(heads: &[HeadResult], bags: &[Vec<usize>]) -> Vec<result::Pre
                 logits: head.logits.clone(),
                 outcome: outcome(&head.classes, &head.probabilities, head.value),
                 bags: if bags.len() > 1 { per_bag.collect() } else { Vec::new() },
+                ensemble: (!head.members.is_empty()).then(|| agreement(head)),
             }
         })
         .collect()
+}
+
+fn outcome(classes: &[String], probabilities: &[f64], value: Option<f64>) -> result::Outcome {
+    match value {
+        Some(value) => result::Outcome::Value { value },
+        None => result::Outcome::Classes {
+            classes: classes.to_vec(),
+            probabilities: probabilities.to_vec(),
+        },
+    }
+}
+
+/// How far the packages of an ensemble agree on a head.
+fn agreement(head: &HeadResult) -> result::Ensemble {
+    let members: Vec<result::MemberPrediction> = head
+        .members
+        .iter()
+        .map(|m| result::MemberPrediction {
+            logits: m.logits.clone(),
+            outcome: outcome(&head.classes, &m.probabilities, m.value),
+        })
+        .collect();
+    let numbers = members.first().map_or(0, |m| m.outcome.numbers().len());
+    let of = |i: usize| ensemble::spread(members.iter().map(|m| m.outcome.numbers()[i]));
+    let spreads: Vec<[f64; 4]> = (0..numbers).map(of).collect();
+    let column = |at: usize| spreads.iter().map(|s| s[at]).collect();
+    result::Ensemble { sd: column(1), min: column(2), max: column(3), members }
 }
 
 /// Why a slide has no bag to predict from.
@@ -466,6 +567,7 @@ pub fn why_empty(result: &result::SlideResult, bag: Option<&Bag>) -> String {
     let tiles = &result.tiles;
     let kept = tiles.kept + tiles.dropped.get("incomplete bag").copied().unwrap_or(0);
     let mut why = match (tiles.grid, kept, bag) {
+        (_, 0, _) if result.gate.as_ref().is_some_and(|g| g.looked_at > 0) => gate_shut(result),
         (0, _, _) => format!("no tile on {}", result.regions),
         (grid, 0, _) => {
             let dropped: u64 = tiles.dropped.values().sum();
@@ -484,6 +586,19 @@ pub fn why_empty(result: &result::SlideResult, bag: Option<&Bag>) -> String {
     why
 }
 
+/// Why nothing passed the gate.
+fn gate_shut(result: &result::SlideResult) -> String {
+    result.gate.as_ref().map_or_else(String::new, |gate| {
+        format!(
+            "none of {} tiles passed the gate: the highest probability of {} is {:.3}, needed {}",
+            gate.looked_at,
+            gate.class,
+            gate.highest.unwrap_or(f64::NAN),
+            gate.threshold
+        )
+    })
+}
+
 /// Writes the attention tables of a slide known by its features only. Without coordinates in the
 /// file there is nothing to place them by, and none is written.
 ///
@@ -494,12 +609,13 @@ pub fn write_feature_attention(
     coords: Option<&[[f64; 2]]>,
     bags: &[Vec<usize>],
     heads: &[HeadResult],
+    mapped: &dyn Fn(&str) -> bool,
 ) -> Result<()> {
     let Some(coords) = coords else { return Ok(()) };
     let mut used: Vec<usize> = bags.concat();
     used.sort_unstable();
     let coords: Vec<[i64; 2]> = used.iter().map(|&t| coords[t].map(|v| v.round() as i64)).collect();
-    for (i, head) in heads.iter().enumerate() {
+    for (i, head) in heads.iter().enumerate().filter(|(_, head)| mapped(&head.head)) {
         let branches = branches(head, &used);
         write_scores(dir, i, head, &coords, &branches)?;
     }
