@@ -143,7 +143,7 @@ pub fn predict_patient(
 ) -> Result<(Encoded, Vec<predict::HeadResult>)> {
     let encoded = encode(engine, patient, images)?;
     let tiles = encoded.bags.iter().map(Vec::len).sum();
-    let heads = 
+    let heads =
         predict::predict(engine, &encoded.features, tiles, &encoded.bags, clinical, observer)?;
     Ok((encoded, heads))
 }

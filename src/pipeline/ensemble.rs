@@ -196,7 +196,8 @@ mod tests {
         let value = |text: &str| Value::Table(text.parse::<Table>().unwrap());
         let a = value("[tiles]\nsize_px = 598\nmpp = 0.5\n[stain]\nmethod = \"none\"");
         let differs = |text: &str| difference(&a, &value(text)).unwrap();
-        let (field, both) = differs("[tiles]\nsize_px = 512\nmpp = 0.5\n[stain]\nmethod = \"none\"");
+        let (field, both) =
+            differs("[tiles]\nsize_px = 512\nmpp = 0.5\n[stain]\nmethod = \"none\"");
         assert_eq!((field.as_str(), both), ("tiles.size_px", ["598".into(), "512".into()]));
         let (field, both) = differs("[tiles]\nsize_px = 598\nmpp = 0.5");
         assert_eq!((field.as_str(), both), ("stain", ["present".into(), "absent".into()]));

@@ -125,8 +125,11 @@ mod tests {
         assert!(mask.holds([0, 0], 8.0) && mask.holds([16, 24], 8.0) && !mask.holds([16, 0], 8.0));
         let slide = [24, 32];
         mask.check(Path::new("m.png"), slide, true).unwrap();
-        let error = mask.check(Path::new("m.png"), [32, 24], false).unwrap_err().to_string();
-        assert!(error.starts_with("m.png: a mask of 3 x 4 px, but the slide of 32 x 24"), "{error}");
+        let error = mask.check(Path::new("m.png"), [48, 24], false).unwrap_err().to_string();
+        assert!(
+            error.starts_with("m.png: a mask of 3 x 4 px, but the slide of 48 x 24"),
+            "{error}"
+        );
         assert!(error.contains("--mask-transposed"), "{error}");
     }
 }

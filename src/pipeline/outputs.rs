@@ -1,8 +1,8 @@
 //! What is written for one slide: the result, the tables, the pictures.
 
 use super::decode::{Tally, TileState};
-use super::overview::overview;
 use super::gate::Verdict;
+use super::overview::overview;
 use super::predict::HeadResult;
 use super::{Engine, Finished, Prepared, ensemble};
 use crate::error::{Error, Result};
@@ -236,8 +236,7 @@ fn write_scores(
 ) -> Result<()> {
     let suffix = suffix(i, head);
     if head.kind == Scores::Prediction {
-        let column =
-            |b: &Branch| (prediction_column(b), b.raw.iter().map(|&v| v.into()).collect());
+        let column = |b: &Branch| (prediction_column(b), b.raw.iter().map(|&v| v.into()).collect());
         let columns: Vec<(String, Vec<f64>)> = branches.iter().map(column).collect();
         return csv::write_tiles(&dir.join(format!("tiles{suffix}.csv")), coords, &columns);
     }

@@ -108,7 +108,8 @@ impl Gate {
             return Err(("threshold", format!("gate: threshold {}: 0 to 1", self.threshold)));
         }
         if !self.classes.is_empty() && !self.classes.contains(&self.class) {
-            let what = format!("gate: {:?} is not one of its classes {:?}", self.class, self.classes);
+            let what =
+                format!("gate: {:?} is not one of its classes {:?}", self.class, self.classes);
             return Err(("class", what));
         }
         if self.mean.is_some() != self.std.is_some() {

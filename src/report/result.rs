@@ -312,8 +312,7 @@ impl SlideResult {
     /// JSON has no NaN: it would be read back as a missing value.
     fn check(&self) -> Result<()> {
         let finite = |logits: &[f32], outcome: &Outcome| {
-            logits.iter().all(|v| v.is_finite())
-                && outcome.numbers().iter().all(|v| v.is_finite())
+            logits.iter().all(|v| v.is_finite()) && outcome.numbers().iter().all(|v| v.is_finite())
         };
         for p in &self.predictions {
             let bags = p.bags.iter().all(|b| finite(&b.logits, &b.outcome));

@@ -105,8 +105,7 @@ impl Package {
 }
 
 fn id(section: &impl serde::Serialize, hashes: &[String]) -> Result<String> {
-    let text =
-        toml::to_string(section).map_err(|e| Error::malformed(format!("recipe: {e}")))?;
+    let text = toml::to_string(section).map_err(|e| Error::malformed(format!("recipe: {e}")))?;
     let mut hasher = Sha256::new();
     for part in std::iter::once(&text).chain(hashes) {
         hasher.update((part.len() as u64).to_le_bytes());

@@ -99,12 +99,7 @@ fn names(args: &Args) -> Result<Vec<String>> {
 
 /// The names that the package has heads for; others are an error before any tile is read, or are
 /// skipped aloud.
-fn there(
-    names: Vec<String>,
-    recipe: &Recipe,
-    skip: bool,
-    global: &Global,
-) -> Result<Vec<String>> {
+fn there(names: Vec<String>, recipe: &Recipe, skip: bool, global: &Global) -> Result<Vec<String>> {
     if let Some(twice) = (1..names.len()).find(|&i| names[..i].contains(&names[i])) {
         return Err(Error::usage(format!("the head {} is named twice", names[twice])));
     }
