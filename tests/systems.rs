@@ -65,7 +65,11 @@ fn clam(classes: usize) -> Vec<(String, Vec<usize>)> {
 /// Weights by the formula under a name of their own.
 fn arrays(own: &str, list: &[(String, Vec<usize>)]) -> Vec<Array> {
     let array = |(name, shape): &(String, Vec<usize>)| {
-        let data = formula(&format!("{own} {name}"), shape);
+        let mut data = formula(&format!("{own} {name}"), shape);
+        if name == "classifiers.weight" {
+            // Small enough for a power of ten.
+            data.iter_mut().for_each(|x| *x /= 128.0);
+        }
         let data = match shape.len() {
             1 => ArrayData::F32(data),
             _ => ArrayData::F16(data.into_iter().map(half::f16::from_f32).collect()),
@@ -86,7 +90,7 @@ fn checkpoint(path: &Path, own: &str, list: &[(String, Vec<usize>)]) {
 fn recipe(name: &str, heads: &str) -> String {
     format!(
         "schema = 1\nname = \"{name}\"\ntitle = \"test\"\nlicence = \"MIT\"\nsource = \"formula\"\n\
-         [tissue]\nmethod = \"clam\"\ndownsample = 16.0\nmin_area = 0.2\n[tiles]\nsize_px = 128\n\
+         [tissue]\nmethod = \"clam\"\ndownsample = 16.0\nmin_area = 0.05\n[tiles]\nsize_px = 128\n\
          [preprocess]\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n\
          [encoder]\nfamily = \"resnet18\"\ntruncate = \"layer3\"\n{heads}"
     )
@@ -120,7 +124,7 @@ fn diagnosis(dir: &Path, name: &str) -> PathBuf {
 // ---- slides and the program -----------------------------------------------------------------
 
 fn slide(path: &Path, seed: u64) {
-    let spec = SpecimenSpec { seed, fraction: None, width: 1536, height: 1280, mpp: 0.5 };
+    let spec = SpecimenSpec { seed, fraction: None, width: 768, height: 640, mpp: 0.5 };
     let specimen = Specimen::new(&spec);
     let compression = Compression::Jpeg(Jpeg::new(80));
     let pyramid = Pyramid { steps: vec![4], tile: 128, compression, ..Pyramid::new(&specimen) };
@@ -286,7 +290,7 @@ fn packages_that_do_not_look_at_the_same_tiles_are_no_ensemble() {
     let out = dir.path().join("out");
     for (from, to, words) in [
         ("size_px = 128", "size_px = 256", "tiles.size_px (128, 256)"),
-        ("min_area = 0.2", "min_area = 0.3", "tissue.min_area (0.2, 0.3)"),
+        ("min_area = 0.05", "min_area = 0.3", "tissue.min_area (0.05, 0.3)"),
         ("[encoder]", "resize = 96\n[encoder]", "preprocess.resize (absent, 96)"),
         ("name = \"score\"", "name = \"other\"", "differ in head."),
         ("[[head]]", "[stain]\nmethod = \"macenko\"\n[[head]]", "stain (absent, present)"),
@@ -365,7 +369,8 @@ fn a_gate_lets_only_its_tiles_into_the_score() {
         passing.extend(passes.then(|| numbers(&all["prediction"])[i]));
     }
     let result = json(&out.join("a/result.json"));
-    close(number(&result["predictions"][0]["value"]), quantile(&passing, 0.75), 1e-5);
+    // The aggregate reads what the head stored, FP16.
+    close(number(&result["predictions"][0]["value"]), quantile(&passing, 0.75), 1e-3);
     let gated = (p.len() - passing.len()) as u64;
     assert!(gated > 0);
     assert_eq!(result["tiles"]["dropped"]["gated"], gated);
@@ -440,14 +445,14 @@ fn a_mask_says_where_to_look() {
     };
     run("open", &[], 0);
     let open = tiles("open");
-    // 1536 x 1280 px at 1/64: the left two thirds.
-    let left = |x: u32, _: u32| x < 16;
-    let path = mask("left.png", [24, 20], &left);
+    // At 1/64, what lies left of the middle of the tissue.
+    let xs: Vec<i64> = open["x"].iter().map(|x| x.parse().unwrap()).collect();
+    let cut = (xs.iter().min().unwrap() + xs.iter().max().unwrap() + 128) / 128;
+    let left = |x: u32, _: u32| i64::from(x) < cut;
+    let path = mask("left.png", [12, 10], &left);
     run("left", &["--mask", &path, "--mask-downsample", "64"], 0);
     let got = tiles("left");
-    let wanted: Vec<usize> = (0..open["x"].len())
-        .filter(|&i| open["x"][i].parse::<i64>().unwrap() + 64 <= 16 * 64)
-        .collect();
+    let wanted: Vec<usize> = (0..open["x"].len()).filter(|&i| xs[i] + 64 <= cut * 64).collect();
     assert!(!wanted.is_empty() && wanted.len() < open["x"].len());
     for column in ["x", "y", "prediction"] {
         let wanted: Vec<&String> = wanted.iter().map(|&i| &open[column][i]).collect();
@@ -461,18 +466,18 @@ fn a_mask_says_where_to_look() {
 
     // The same with rows along x, from a folder, as WEEP's authors store theirs.
     fs::create_dir(dir.path().join("masks")).unwrap();
-    mask("masks/a.png", [20, 24], &|x, y| left(y, x));
+    mask("masks/a.png", [10, 12], &|x, y| left(y, x));
     let masks = text(&dir.path().join("masks"));
     let transposed = ["--mask", &masks, "--mask-downsample", "64", "--mask-transposed"];
     run("transposed", &transposed, 0);
     assert_eq!(tiles("transposed"), got);
 
     let error = run("x", &transposed[..4], 3);
-    assert!(error.contains("a mask of 20 x 24 px, but the slide of 1536 x 1280 px"), "{error}");
+    assert!(error.contains("a mask of 10 x 12 px, but the slide of 768 x 640 px"), "{error}");
     assert!(error.contains("--mask-transposed"), "{error}");
-    let none = mask("none.png", [24, 20], &|_, _| false);
+    let none = mask("none.png", [12, 10], &|_, _| false);
     let error = run("none", &["--mask", &none, "--mask-downsample", "64"], 3);
-    assert!(error.contains("empty: ") && error.contains("within the mask"), "{error}");
+    assert!(error.contains("empty: none of") && error.contains("lies on the mask"), "{error}");
     assert!(run("y", &["--mask", &none, "--mask-downsample", "0"], 2).contains("1 or more"));
 }
 
@@ -503,7 +508,8 @@ fn many_heads_are_asked_in_one_pass() {
     assert_eq!(predictions.len(), HEADS);
     for p in predictions {
         // log10(1 + r) comes back as r.
-        close(number(&p["value"]), 10f64.powf(number(&p["logits"][0])) - 1.0, 1e-12);
+        let logit = f64::from(number(&p["logits"][0]) as f32);
+        close(number(&p["value"]), 10f64.powf(logit) - 1.0, 1e-12);
     }
     let values = numbers(&table(&out.join("predictions.csv"))["value"]);
     assert_eq!(values.len(), HEADS);

@@ -5,7 +5,7 @@ mod gate;
 use super::recipes::recipe;
 use super::{Global, Outcome};
 use crate::error::{Context, Error, Result};
-use crate::recipe::{Head, Recipe, Segmenter};
+use crate::recipe::{BnMode, Head, Recipe, Segmenter};
 use crate::weights::import::{Fate, Layout, Sorted, sort};
 use crate::weights::snapshot::Snapshot;
 use crate::weights::{Array, Package, PackageWriter, Tensors};
@@ -312,6 +312,10 @@ fn set_backbone(recipe: &mut Recipe, name: &str, family: &str) -> Result<()> {
     models::family(name)?;
     recipe.encoder.family = name.into();
     recipe.encoder.transform_input = matches!(name, "googlenet" | "inception_v3");
+    let without_norm = name == "alexnet" || name.starts_with("vgg") && !name.ends_with("_bn");
+    if without_norm {
+        recipe.encoder.bn_mode = BnMode::Running;
+    }
     recipe.encoder.truncate = name.starts_with("densenet").then(|| "features".to_string());
     Ok(())
 }

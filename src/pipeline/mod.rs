@@ -22,6 +22,7 @@ pub mod predict;
 pub mod prepare;
 pub mod queue;
 pub mod stain;
+pub mod summary;
 
 pub use engine::{Engine, Parts};
 pub use head::BagPrediction;
