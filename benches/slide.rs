@@ -195,7 +195,7 @@ fn whole_slide(c: &mut Criterion) {
     let path = slide(folder.path(), "a.tif", Samples::Rgb, Jpeg::new(80));
     let backend = CpuBackend::new(threads(), None).unwrap();
     let mut engine = demo_engine(&backend, Parts::Encoder);
-    let jobs = [Job { name: "a".into(), path, regions: None }];
+    let jobs = [Job { name: "a".into(), path, regions: None, mask: None }];
     let options =
         Options { open: OpenOptions::default(), decode_threads: threads(), stride_px: None };
     let mut run = || {

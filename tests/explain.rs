@@ -108,6 +108,13 @@ fn weep_lists_what_keeps_a_slide_above_a_threshold() {
         }
     }
     assert_eq!(rows.len(), 3);
+    // numpy.quantile of all six is 0.75; two of six may go, and the next leaves 0.3.
+    assert!((said["score"].as_f64().unwrap() - 0.75).abs() < 1e-12);
+    let svg = std::fs::read_to_string(dir.path().join("weep/weep_curve.svg")).unwrap();
+    for words in ["score 0.75", "2 tiles, 33.33 percent", "below 0.44", "One more leaves 0.3."] {
+        assert!(svg.contains(words), "{words} is not in {svg}");
+    }
+    assert!(dir.path().join("weep/weep_curve.png").is_file());
     assert!(done(&args("0.9")).contains("below 0.9 from the start"));
 
     let more = |more: &[&str]| refused(&[&args("0.4")[..], more].concat());
@@ -115,6 +122,13 @@ fn weep_lists_what_keeps_a_slide_above_a_threshold() {
     assert!(more(&["--percentile", "75"]).contains("a fraction from 0 to 1"));
     std::fs::write(&tiles, "x,y,prediction\n0,0,0.1\n8,0,NaN\n").unwrap();
     assert!(more(&[]).contains("row 3: \"NaN\" is not a number"));
-    std::fs::write(&tiles, "x,y,prediction\n").unwrap();
-    assert!(more(&[]).contains("no row"));
+    // Tiles that a gate left out have no prediction.
+    std::fs::write(&tiles, "x,y,prediction\n0,0,0.7\n8,0,\n0,8,0.3\n").unwrap();
+    let said: Value =
+        serde_json::from_str(&done(&[&args("0.1")[..], &["--json"]].concat())).unwrap();
+    assert_eq!(said["tiles"], 2);
+    for empty in ["x,y,prediction\n", "x,y,prediction\n0,0,\n"] {
+        std::fs::write(&tiles, empty).unwrap();
+        assert!(more(&[]).contains("no row"));
+    }
 }

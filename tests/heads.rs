@@ -10,6 +10,7 @@ use histokern::backend::check::run_once;
 use histokern::cpu::CpuBackend;
 use histokern::graph::Input;
 use histokern::heads::{self, Scores};
+use histokern::pipeline::head::HeadSession;
 use histokern::recipe::Head;
 use histokern::weights::Tensors;
 use std::path::Path;
@@ -57,6 +58,7 @@ fn heads_match_pytorch() {
         ("gated", "abmil", "", Scores::Attention),
         ("pooled", "clam-sb-pool", "", Scores::Attention),
         ("single", "clam-sb-pool", "", Scores::Attention),
+        ("unattended", "clam-sb-pool", "", Scores::Prediction),
     ] {
         let spec = head(family, more);
         let weights = weights(&stored, case);
@@ -71,6 +73,59 @@ fn heads_match_pytorch() {
         for (name, got) in ["logits", "scores"].iter().zip(&got) {
             let (error, _) = compare(got, &numbers(&stored, &format!("{case}:{name}")));
             assert!(error <= 1e-3, "{case} {name}: {error:.2e}");
+        }
+    }
+}
+
+/// HistCode's CLAM_SB_Reg_NN_Pool: bags of 200 tiles are pooled by attention, larger ones by their
+/// extremes.
+#[test]
+fn the_extremes_of_attention_are_pooled_as_in_pytorch() {
+    let stored = golden();
+    let cpu = CpuBackend::new(2, None).unwrap();
+    for case in ["nn_200", "nn_201", "nn_260"] {
+        let built =
+            heads::build(&head("clam-sb-nn-pool", ""), Some(24), &weights(&stored, case)).unwrap();
+        let mut session = HeadSession::new(built, &cpu).unwrap();
+        let features = numbers(&stored, &format!("{case}:features"));
+        let said = session.run(features.len() / 24, &features, &[]).unwrap();
+        for (name, got) in [("logits", &said.prediction.logits), ("scores", &said.scores)] {
+            let (error, _) = compare(got, &numbers(&stored, &format!("{case}:{name}")));
+            assert!(error <= 1e-3, "{case} {name}: {error:.2e}");
+        }
+    }
+    // A tile alone is its own extreme.
+    let single =
+        heads::build_single(&head("clam-sb-nn-pool", ""), Some(24), &weights(&stored, "nn_200"));
+    let features = numbers(&stored, "nn_200:features");
+    let alone = run_once(&cpu, &single.unwrap().graph, 1, &[Input::Values(&features[..24])]);
+    let whole =
+        heads::build(&head("clam-sb-nn-pool", ""), Some(24), &weights(&stored, "nn_200")).unwrap();
+    let said = HeadSession::new(whole, &cpu).unwrap().run(1, &features[..24], &[]).unwrap();
+    let (error, _) = compare(&alone.unwrap()[0], &said.prediction.logits);
+    assert!(error <= 1e-3, "{error:.2e}");
+}
+
+/// WEEP by pandas.
+#[test]
+fn weep_takes_the_tiles_that_pandas_takes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/heads/weep.json");
+    let cases: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for case in cases.as_array().unwrap() {
+        let number = |value: &serde_json::Value| value.as_f64().unwrap();
+        let predictions: Vec<f64> =
+            case["predictions"].as_array().unwrap().iter().map(number).collect();
+        let q = number(&case["percentile"]) as f32;
+        let score = heads::weep::score(&predictions, q);
+        assert!((score - number(&case["score"])).abs() < 1e-12, "{score}");
+        let got = heads::weep::explain(&predictions, q, number(&case["threshold"]));
+        let want = case["steps"].as_array().unwrap();
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().zip(want) {
+            assert_eq!(got.tile as u64, want["tile"].as_u64().unwrap());
+            assert_eq!(got.selected, want["selected"].as_bool().unwrap());
+            assert!((got.score - number(&want["score"])).abs() < 1e-12, "{got:?}");
         }
     }
 }
@@ -93,6 +148,21 @@ fn heads_that_make_no_sense_are_refused() {
         (build("gated", "abmil", "aggregate = \"mean\""), "this head pools by attention"),
         (build("gated", "tile-linear", "aggregate = \"mean\""), "have no place in the model"),
         (single("single", "clam-mb"), "tile by tile"),
+        // A classifier in place of a regression, and the head of another encoder.
+        (
+            build("max", "pool-linear", "aggregate = \"max\""),
+            "tensor classifier.weight of shape [3, 24] has 3 outputs, a regression needs 1",
+        ),
+        (
+            heads::build(&head("abmil", ""), Some(1024), &weights(&stored, "gated"))
+                .unwrap_err()
+                .to_string(),
+            "tensor attention_V.0.weight of shape [8, 24] reads features of width 24, the encoder \
+             makes 1024",
+        ),
+        (build("nn_200", "clam-sb", ""), "classifiers.weight has shape [1, 32], needed [_, [16]]"),
+        (build("pooled", "clam-sb-nn-pool", ""), "classifiers.weight has shape [1, 16]"),
+        (build("unattended", "clam-sb", ""), "tensor attention_net.0.weight is missing"),
     ] {
         assert!(error.contains(words), "{error} lacks {words}");
     }

@@ -254,7 +254,7 @@ fn synthetic(folder: &Path, seed: u64, side: u32, mpp: f64, stated: bool) -> (Pa
 }
 
 fn prepare(path: &Path) -> Prepared {
-    let job = Job { name: "s".into(), path: path.into(), regions: None };
+    let job = Job { name: "s".into(), path: path.into(), regions: None, mask: None };
     let tissue = Tissue::Clam(ClamTissue { min_area: 0.1, ..ClamTissue::default() });
     let tiles = Tiles {
         size_px: 256,

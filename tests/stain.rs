@@ -235,7 +235,7 @@ fn first_tiles(job: &Job, recipe: &Recipe, threads: usize) -> (Prepared, Vec<u8>
 fn tiles_of_a_slide_are_normalised_after_the_filters_and_before_the_resize() {
     let folder = tempfile::tempdir().unwrap();
     let path = slide(folder.path());
-    let job = Job { name: "s".into(), path, regions: None };
+    let job = Job { name: "s".into(), path, regions: None, mask: None };
     for preprocess in ["", "resize = 96"] {
         let (_, own, tiles) = first_tiles(&job, &recipe("", ""), 1);
         let with = recipe("[stain]\nmethod = \"macenko\"", preprocess);
@@ -259,7 +259,7 @@ fn tiles_of_a_slide_are_normalised_after_the_filters_and_before_the_resize() {
 #[test]
 fn a_pen_stroke_is_not_taken_for_a_stain() {
     let folder = tempfile::tempdir().unwrap();
-    let job = Job { name: "s".into(), path: slide(folder.path()), regions: None };
+    let job = Job { name: "s".into(), path: slide(folder.path()), regions: None, mask: None };
     let open = OpenOptions::default();
     let with = recipe("[stain]\nmethod = \"macenko\"", "");
     let prepared = Prepared::new(&job, 0, &with, &open).unwrap();
@@ -285,7 +285,7 @@ fn a_slide_without_a_stain_fails_and_names_it() {
     let path = folder.path().join("pink.png");
     let image = RgbImage::filled(300, 300, [200, 90, 150]);
     histokern::report::png::write_rgb(&path, &image).unwrap();
-    let job = Job { name: "pink".into(), path, regions: None };
+    let job = Job { name: "pink".into(), path, regions: None, mask: None };
     let text = recipe("[stain]\nmethod = \"macenko\"", "");
     let whole = Recipe { tissue: histokern::recipe::Tissue::None, ..text };
     let error = Prepared::new(&job, 0, &whole, &OpenOptions::default()).unwrap_err().to_string();

@@ -254,18 +254,11 @@ fn the_histcode_encoder_loses_its_training_parts_and_takes_a_head() {
     let encoder = models::build(&package.recipe, &tensors).unwrap();
     assert_eq!((encoder.name.as_str(), encoder.feature_dim), ("resnet50/layer3", 16));
 
-    // A head is added in place: the encoder and its id stay, the package's id changes.
+    // A head is added in place, to a recipe that waits for its encoder: the package's id changes.
     let recipe = dir.path().join("gene");
     std::fs::create_dir(&recipe).unwrap();
-    for (from, to) in [
-        (
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/histcode-gene/recipe.toml"),
-            recipe.join("recipe.toml"),
-        ),
-        (encoder_only.join("encoder.safetensors"), recipe.join("encoder.safetensors")),
-    ] {
-        std::fs::copy(from, to).unwrap();
-    }
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/histcode-gene/recipe.toml");
+    std::fs::copy(from, recipe.join("recipe.toml")).unwrap();
     let before = Package::open(&recipe).unwrap();
     let missing = before.head(&before.recipe.heads[0]).unwrap_err();
     assert!(missing.to_string().contains("no ERBB2.safetensors"), "{missing}");
@@ -459,4 +452,209 @@ fn the_recipes_of_this_repository_are_valid() {
             heads::family(&head.family).unwrap();
         }
     }
+}
+
+/// Every backbone that BALNMP's authors select, by the keys of their own module.
+#[test]
+fn every_balnmp_backbone_becomes_a_package() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = std::fs::File::open(golden("balnmp-backbones.tsv.gz")).unwrap();
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();
+    let mut backbones: Vec<(&str, usize, Vec<(String, F32)>)> = Vec::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let shape: Vec<usize> = fields[2].split(',').map(|n| n.parse().unwrap()).collect();
+        let data = vec![0.25; shape.iter().product()];
+        if backbones.last().is_none_or(|(name, ..)| *name != fields[0]) {
+            backbones.push((fields[0], fields[3].parse().unwrap(), Vec::new()));
+        }
+        let tensors = &mut backbones.last_mut().unwrap().2;
+        tensors.push((fields[1].to_string(), F32(shape, data)));
+    }
+    assert_eq!(backbones.len(), 20);
+    for (name, width, mut tensors) in backbones {
+        for (layer, k, c) in [
+            ("attention_aggregator.fc1.0", 8, width),
+            ("attention_aggregator.attention.0", 1, 8),
+            ("attention_aggregator.attention.3", 1, 1),
+            ("classifier.0", 4, 8),
+            ("classifier.2", 2, 4),
+        ] {
+            tensors.push((format!("{layer}.weight"), F32(vec![k, c], vec![0.5; k * c])));
+            tensors.push((format!("{layer}.bias"), F32(vec![k], vec![0.5; k])));
+        }
+        let path = dir.path().join(format!("{name}.safetensors"));
+        std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let output = dir.path().join(name);
+        let recipe = ["--family", "balnmp", "--recipe", "balnmp-dl-cnb", "--backbone", name];
+        let done = import(&[&[path.to_str().unwrap()], &recipe[..]].concat(), &output);
+        assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+        let package = Package::open(&output).unwrap();
+        let encoder = models::build(&package.recipe, &package.encoder().unwrap()).unwrap();
+        // The width PyTorch found for pictures of 224 px, which the head was made for.
+        assert_eq!(encoder.feature_dim, width, "{name}");
+        let head = &package.recipe.heads[0];
+        heads::build(head, Some(width), &package.head(head).unwrap()).unwrap();
+        let inception = matches!(name, "googlenet" | "inception_v3");
+        assert_eq!(package.recipe.encoder.transform_input, inception, "{name}");
+    }
+    let vgg = dir.path().join("vgg11.safetensors");
+    let wrong = |more: &[&str]| {
+        let done = import(&[&[vgg.to_str().unwrap()], more].concat(), &dir.path().join("x"));
+        assert!(!done.status.success(), "{more:?}");
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    };
+    let error = wrong(&["--family", "balnmp", "--backbone", "resnet18"]);
+    assert!(error.contains("tensor conv1.weight is missing"), "{error}");
+    let error = wrong(&["--family", "balnmp", "--backbone", "vgg99"]);
+    assert!(error.contains("no encoder family \"vgg99\""), "{error}");
+    let error = wrong(&["--family", "vgg11", "--backbone", "vgg11"]);
+    assert!(error.contains("goes with --family balnmp"), "{error}");
+}
+
+/// Heads of other encoders, and tensors missing, of another shape or swapped: each is named before
+/// anything is written.
+#[test]
+fn heads_that_do_not_fit_the_package_are_told_by_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let encoder = dir.path().join("encoder");
+    imported("histcode-adco.pth.tar", &["--family", "histcode-encoder"], &encoder);
+    let path = encoder.join("recipe.toml");
+    let head = "\n[[head]]\nname = \"gene\"\nfamily = \"clam-sb\"\n";
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + head).unwrap();
+    let package = encoder.to_str().unwrap();
+    let gene = |edit: &dyn Fn(&mut Vec<(String, F32)>)| {
+        let mut tensors: Vec<(String, F32)> = [
+            ("attention_net.0", 12, 16),
+            ("attention_net.2.attention_a.0", 6, 12),
+            ("attention_net.2.attention_b.0", 6, 12),
+            ("attention_net.2.attention_c", 1, 6),
+            ("classifiers", 1, 12),
+        ]
+        .into_iter()
+        .flat_map(|(name, k, c)| {
+            let weight = (format!("{name}.weight"), F32(vec![k, c], vec![0.5; k * c]));
+            [weight, (format!("{name}.bias"), F32(vec![k], vec![0.5; k]))]
+        })
+        .collect();
+        edit(&mut tensors);
+        let path = dir.path().join("gene.safetensors");
+        std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let arguments = [path.to_str().unwrap(), "--family", "clam-sb", "--package", package];
+        let done = import(&arguments, &encoder);
+        (done.status.success(), String::from_utf8_lossy(&done.stderr).into_owned())
+    };
+    let with = |name: &'static str, shape: &'static [usize]| {
+        gene(&move |tensors: &mut Vec<(String, F32)>| {
+            tensors.retain(|(n, _)| n != name);
+            let n = shape.iter().product();
+            tensors.push((name.into(), F32(shape.to_vec(), vec![0.5; n])));
+        })
+    };
+    let without = |name: &'static str| {
+        gene(&move |tensors: &mut Vec<(String, F32)>| tensors.retain(|(n, _)| n != name))
+    };
+    for ((ok, error), words) in [
+        (
+            without("attention_net.2.attention_b.0.weight"),
+            "attention_net.2.attention_b.0.weight is missing",
+        ),
+        (without("classifiers.weight"), "tensor classifiers.weight is missing"),
+        (
+            with("attention_net.2.attention_c.weight", &[1, 7]),
+            "attention_net.2.attention_c.weight has shape [1, 7]",
+        ),
+        (
+            with("attention_net.2.attention_a.0.weight", &[6]),
+            "tensor attention_net.2.attention_a.0.weight has shape [6]",
+        ),
+        (with("stray.weight", &[1]), "not of a clam-sb checkpoint: stray.weight"),
+        // The head of an encoder of 20 features.
+        (
+            with("attention_net.0.weight", &[12, 20]),
+            "tensor attention_net.0.weight of shape [12, 20] reads features of width 20, the encoder makes 16",
+        ),
+    ] {
+        assert!(!ok && error.contains(words), "{error} lacks {words}");
+        assert!(!encoder.join("head.safetensors").exists());
+    }
+    let before = Package::open(&encoder).unwrap();
+    assert!(gene(&|_| ()).0);
+    let after = Package::open(&encoder).unwrap();
+    assert_eq!(after.encoder_id, before.encoder_id);
+    assert_ne!(after.recipe_id, before.recipe_id);
+    // A classifier where the recipe has a regression.
+    let done = import(
+        &[golden("clam-sb.pth").to_str().unwrap(), "--family", "clam-sb", "--package", package],
+        &encoder,
+    );
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert!(error.contains("tensor classifiers.weight") && error.contains("2 outputs"), "{error}");
+}
+
+/// The same for segmenters: one tensor taken away, cut, or put into another's place.
+#[test]
+fn a_segmenter_that_does_not_fit_is_told_by_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/unet.tsv.gz");
+    let mut text = String::new();
+    let packed = std::fs::File::open(list).unwrap();
+    flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();
+    let names: Vec<(&str, Vec<usize>)> = text
+        .lines()
+        .map(|line| line.split_once('\t').unwrap())
+        .map(|(name, shape)| (name, shape.split(',').map(|n| n.parse().unwrap()).collect()))
+        .collect();
+    let run = |edit: &dyn Fn(&str, &mut Vec<usize>) -> bool| {
+        let tensors = names.iter().filter_map(|(name, shape)| {
+            let mut shape = shape.clone();
+            let kept = edit(name, &mut shape);
+            let n = shape.iter().product();
+            kept.then(|| (name.to_string(), F32(shape, vec![0.5; n])))
+        });
+        let path = dir.path().join("unet.safetensors");
+        std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let output = dir.path().join("pkg");
+        let done = import(&[path.to_str().unwrap(), "--family", "unet"], &output);
+        assert_eq!(done.status.success(), output.exists());
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    };
+    let of = |wanted: &'static str| names.iter().find(|(n, _)| *n == wanted).unwrap().1.clone();
+    let (up, conv) = ("up1.up.weight", "down4.maxpool_conv.1.double_conv.3.weight");
+    assert_ne!(of(up), of(conv));
+    for (error, words) in [
+        (
+            run(&|name, _| name != conv),
+            "tensor down4.maxpool_conv.1.double_conv.3.weight is missing",
+        ),
+        (
+            run(&|name, shape| {
+                shape[0] -= usize::from(name == "outc.conv.bias" && shape[0] > 1);
+                name != "inc.double_conv.1.running_var"
+            }),
+            "inc.double_conv.1.running_var is missing",
+        ),
+        (
+            run(&|name, shape| {
+                if name == conv {
+                    shape[1] += 1;
+                }
+                true
+            }),
+            "down4.maxpool_conv.1.double_conv.3.weight has shape",
+        ),
+        (
+            run(&|name, shape| {
+                if name == up {
+                    *shape = of(conv);
+                }
+                true
+            }),
+            "tensor up1.up.weight has shape",
+        ),
+    ] {
+        assert!(error.contains(words), "{error} lacks {words}");
+    }
+    assert!(run(&|_, _| true).is_empty());
 }

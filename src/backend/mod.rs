@@ -41,6 +41,9 @@ pub trait Session: Send {
     /// As [`Backend::prepare`]; after [`crate::Kind::Limit`] a smaller number may still fit.
     fn reserve(&mut self, rows: usize) -> Result<()>;
 
+    /// Gives the arena back until the next [`Session::reserve`]; the weights stay readied.
+    fn release(&mut self) {}
+
     /// Runs `rows` rows and fills `outputs`, one slice per graph output in f32, `[rows, ..shape]`
     /// or `[..shape]` for a bag. The bits of a row depend neither on `rows` nor on its place,
     /// except through ops that are defined over the whole run (attention pooling, batch norm).

@@ -81,6 +81,10 @@ impl Session for Spread {
         self.members.iter_mut().try_for_each(|m| m.session.reserve(rows))
     }
 
+    fn release(&mut self) {
+        self.members.iter_mut().for_each(|m| m.session.release());
+    }
+
     fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()> {
         self.members[0].session.run(rows, inputs, outputs)
     }

@@ -472,7 +472,7 @@ fn stages(
     let mut engine = Engine::open(package, on, Parts::Encoder, batch)?;
     let options =
         Options { open: OpenOptions::default(), decode_threads: global.threads(), stride_px: None };
-    let job = Job { name: "slide".into(), path: slide.into(), regions: None };
+    let job = Job { name: "slide".into(), path: slide.into(), regions: None, mask: None };
     let mut timed = Timed(None);
     pipeline::run(&mut engine, &[job], &options, &Silent, &|_, _| false, &mut timed)?;
     let Some((tiles, s)) = timed.0 else { return Err(Error::usage("the slide was not run")) };

@@ -139,7 +139,7 @@ fn slide(
     let side = SLIDE_SIDE;
     let spec = SpecimenSpec { seed: 3, fraction: Some(0.5), width: side, height: side, mpp: 0.5 };
     synth::write(&synth::Args::slide(path.clone(), &spec), global)?;
-    let job = Job { name: "slide".into(), path, regions: None };
+    let job = Job { name: "slide".into(), path, regions: None, mask: None };
     let answer = |backend: &dyn Backend| -> Result<Answer> {
         let mut engine = Engine::open(&package, backend, Parts::All, 8)?;
         let options = Options {
@@ -185,7 +185,7 @@ struct Answer {
 impl Sink for Answer {
     fn finished(&mut self, engine: &mut Engine, _job: &Job, slide: Finished) -> Result<()> {
         self.tiles = slide.tiles.len();
-        self.heads = predict(engine, &slide.features, self.tiles, &slide.bags, &[])?;
+        self.heads = predict(engine, &slide.features, self.tiles, &slide.bags, &[], &Silent)?;
         self.features = slide.features;
         Ok(())
     }

@@ -28,29 +28,38 @@ pub fn jobs(paths: &[PathBuf], regions: Option<&Path>) -> Result<Vec<Job>> {
                 path.display()
             )));
         }
-        let regions = regions.map(|r| regions_of(r, &name, paths.len())).transpose()?;
-        jobs.push(Job { name, path: path.clone(), regions });
+        let of_slide = |r| beside(r, &name, paths.len(), &["json", "geojson"], "regions");
+        let regions = regions.map(of_slide).transpose()?;
+        jobs.push(Job { name, path: path.clone(), regions, mask: None });
     }
     Ok(jobs)
 }
 
-fn regions_of(regions: &Path, name: &str, slides: usize) -> Result<PathBuf> {
-    if !regions.is_dir() {
+/// What goes with the slide `name`: the file itself when there is one slide, or a file of that name
+/// and one of the `extensions` in a folder.
+///
+/// # Errors
+/// [`crate::Kind::Usage`] when it is missing, or one file is given for several slides.
+pub fn beside(
+    path: &Path,
+    name: &str,
+    slides: usize,
+    extensions: &[&str],
+    what: &str,
+) -> Result<PathBuf> {
+    if !path.is_dir() {
         return match slides {
-            1 => Ok(regions.to_path_buf()),
+            1 => Ok(path.to_path_buf()),
             n => Err(Error::usage(format!(
-                "{}: one file of regions for {n} slides; give a folder of <slide>.json",
-                regions.display()
+                "{}: one file ({what}) for {n} slides; give a folder of <slide>.{}",
+                path.display(),
+                extensions[0]
             ))),
         };
     }
-    ["json", "geojson"]
-        .iter()
-        .map(|extension| regions.join(format!("{name}.{extension}")))
-        .find(|path| path.is_file())
-        .ok_or_else(|| {
-            Error::usage(format!("{}: no {name}.json or {name}.geojson", regions.display()))
-        })
+    let names: Vec<String> = extensions.iter().map(|e| format!("{name}.{e}")).collect();
+    let found = names.iter().map(|name| path.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| Error::usage(format!("{}: no {}", path.display(), names.join(" or "))))
 }
 
 /// The last part of a path.
@@ -109,6 +118,7 @@ impl Cohort {
                 slide: job.name.clone(),
                 head: prediction.head.clone(),
                 outcome: prediction.outcome.clone(),
+                ensemble: prediction.ensemble.clone(),
             });
         }
     }

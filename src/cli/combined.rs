@@ -98,6 +98,7 @@ impl Combined {
             logits: vec![lp as f32],
             outcome,
             bags: Vec::new(),
+            ensemble: None,
         })
     }
 }
@@ -132,14 +133,14 @@ mod tests {
             classes: vec!["N0".into(), "N+".into()],
             probabilities: vec![1.0 - p, p],
         };
-        Prediction { head: head.into(), logits: Vec::new(), outcome, bags: Vec::new() }
+        let (logits, bags) = (Vec::new(), Vec::new());
+        Prediction { head: head.into(), logits, outcome, bags, ensemble: None }
     }
 
     #[test]
     fn features_find_what_heads_said() {
         let outcome = Outcome::Value { value: 2.5 };
-        let score =
-            Prediction { head: "ki67".into(), logits: Vec::new(), outcome, bags: Vec::new() };
+        let score = Prediction { head: "ki67".into(), outcome, ..classes("ki67", 0.0) };
         let heads = [classes("a", 0.25), score, classes("b", 0.5)];
         assert_eq!(said(&heads, "value").unwrap(), 2.5);
         assert_eq!(said(&heads, "ki67.value").unwrap(), 2.5);

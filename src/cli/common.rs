@@ -57,6 +57,9 @@ pub fn picture_bar(pictures: usize, global: &Global) -> ProgressBar {
     bar
 }
 
+/// Heads, over all bags, that take long enough to be counted aloud.
+const HEADS_SHOWN: usize = 8;
+
 /// A progress bar over slides that shows tiles per second and what the time goes into.
 pub struct Progress {
     bar: ProgressBar,
@@ -117,6 +120,10 @@ impl Observer for Progress {
                     HumanDuration(Duration::from_secs(self.bar.eta().as_secs())),
                 ));
             }
+            Event::Heads { done, total } if total > HEADS_SHOWN => {
+                self.bar.set_message(format!("heads {done}/{total}"));
+            }
+            Event::Heads { .. } => {}
             Event::SlideDone => state.done += 1,
             Event::Remark(text) => self.bar.suspend(|| eprintln!("{text}")),
         }

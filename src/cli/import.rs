@@ -1,9 +1,11 @@
 //! `histokern import`: a reference checkpoint becomes a package.
 
+mod gate;
+
 use super::recipes::recipe;
 use super::{Global, Outcome};
 use crate::error::{Context, Error, Result};
-use crate::recipe::{Head, Recipe, Segmenter};
+use crate::recipe::{BnMode, Head, Recipe, Segmenter};
 use crate::weights::import::{Fate, Layout, Sorted, sort};
 use crate::weights::snapshot::Snapshot;
 use crate::weights::{Array, Package, PackageWriter, Tensors};
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 ///
 /// FAMILY is a torchvision encoder (vgg16_bn, resnet50, ...), inception_v3_keras, vit, a segmenter
 /// (unet, nested-unet, smp-unet-resnet34, deeplabv3_resnet50, ...), balnmp, histcode-encoder, or a head:
-/// clam-sb, clam-mb, clam-sb-pool, abmil, tile-linear, pool-linear. Every tensor of the checkpoint must have its place in the model or be one that
+/// clam-sb, clam-mb, clam-sb-pool, clam-sb-nn-pool, abmil, tile-linear, pool-linear. Every tensor of the checkpoint must have its place in the model or be one that
 /// inference does not need. Pickles are read as data; nothing in them is executed.
 ///
 /// A folder is taken for a local Hugging Face snapshot of a vision transformer: config.json beside
@@ -27,7 +29,9 @@ use std::path::{Path, PathBuf};
   histokern import resnet50.pth --family resnet50 -o resnet50
   histokern import UNI/ --recipe uni -o uni
   histokern import best.pth --family balnmp --recipe balnmp-dl-cnb -o dl-cnb
-  histokern import MKI67_fold1.pt --family clam-sb --head MKI67 --package genes -o genes")]
+  histokern import MKI67_fold1.pt --family clam-sb --head MKI67 --package genes -o genes
+  histokern import cancer_1.pth --family inception_v3 --gate cancer --gate-classes benign,cancer \
+      --package score -o score")]
 pub struct Args {
     /// .pth, .pt, .pth.tar, .bin, .safetensors or Keras's .h5, or the folder of a snapshot
     #[arg(value_name = "CHECKPOINT")]
@@ -44,6 +48,20 @@ pub struct Args {
     /// The recipe's head to import; a new name adds a head like the one there is
     #[arg(long, value_name = "NAME")]
     head: Option<String>,
+    /// Take the checkpoint for a tile classifier and put it into the gate of the package, which lets
+    /// tiles of this class pass; each further import adds one more, their mean decides
+    #[arg(long, value_name = "CLASS", requires = "package", conflicts_with = "head")]
+    gate: Option<String>,
+    /// Classes of the gate in the order of the classifier's outputs [default: one output, the logit
+    /// of the class]
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',', requires = "gate")]
+    gate_classes: Vec<String>,
+    /// Smallest probability that passes the gate [default: 0.5]
+    #[arg(long, value_name = "P", requires = "gate")]
+    gate_threshold: Option<f64>,
+    /// Backbone of a BALNMP checkpoint, by torchvision's name [default: the recipe's, vgg16_bn]
+    #[arg(long, value_name = "NAME")]
+    backbone: Option<String>,
     /// Folder to write; may exist only if it is the folder of --package
     #[arg(long, short, value_name = "PKG")]
     output: PathBuf,
@@ -95,6 +113,9 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
         models::segmenter_family(&source.family)?;
     }
     let checkpoint = Tensors::open(&source.file)?;
+    if let Some(class) = &args.gate {
+        return gate::import(&source, &checkpoint, layout, class, global);
+    }
     let sorted = sort(&checkpoint, layout)?;
     refuse_unknown(&sorted, &source)?;
 
@@ -175,10 +196,15 @@ impl Plan {
             }
             None => default_recipe(source, sorted)?,
         };
-        let recipe = Recipe::parse(&text).context(|| match &args.package {
+        let mut recipe = Recipe::parse(&text).context(|| match &args.package {
             Some(dir) => dir.join("recipe.toml").display().to_string(),
             None => "default recipe".into(),
         })?;
+        let mut verbatim = Some(text);
+        if let Some(name) = &args.backbone {
+            set_backbone(&mut recipe, name, &source.family)?;
+            verbatim = None;
+        }
         let known = models::FAMILIES.iter().any(|f| f.name == source.family);
         if known && recipe.encoder.family != source.family {
             return Err(Error::usage(format!(
@@ -189,7 +215,7 @@ impl Plan {
         if let Some(snapshot) = &source.snapshot {
             agree(snapshot, &recipe)?;
         }
-        Ok(Plan { recipe, verbatim: Some(text), truncated: Vec::new() })
+        Ok(Plan { recipe, verbatim, truncated: Vec::new() })
     }
 
     /// The encoder's tensors without those behind the truncation, checked by building the model.
@@ -231,8 +257,18 @@ impl Plan {
     /// The head to write, checked by building it.
     fn head(&mut self, source: &Source<'_>, tensors: &Tensors) -> Result<Head> {
         let head = self.choose_head(source)?;
-        heads::build(&head, None, tensors)?;
+        heads::build(&head, self.feature_dim(source)?, tensors)?;
         Ok(head)
+    }
+
+    /// What the encoder of the package that is added to makes, where it is there already.
+    fn feature_dim(&self, source: &Source<'_>) -> Result<Option<usize>> {
+        let Some(dir) = &source.args.package else { return Ok(None) };
+        if !dir.join(&self.recipe.encoder.weights).is_file() {
+            return Ok(None);
+        }
+        let encoder = models::build(&self.recipe, &Package::open(dir)?.encoder()?)?;
+        Ok(Some(encoder.feature_dim))
     }
 
     /// The named head, the only one there is, or a new one like the first.
@@ -265,6 +301,23 @@ impl Plan {
             None => serialise(&self.recipe),
         }
     }
+}
+
+/// Gives a BALNMP recipe another backbone, as the original selects them: the two Inceptions normalise
+/// their input once more, a DenseNet ends before its activation.
+fn set_backbone(recipe: &mut Recipe, name: &str, family: &str) -> Result<()> {
+    if family != "balnmp" {
+        return Err(Error::usage(format!("--backbone goes with --family balnmp, not {family}")));
+    }
+    models::family(name)?;
+    recipe.encoder.family = name.into();
+    recipe.encoder.transform_input = matches!(name, "googlenet" | "inception_v3");
+    let without_norm = name == "alexnet" || name.starts_with("vgg") && !name.ends_with("_bn");
+    if without_norm {
+        recipe.encoder.bn_mode = BnMode::Running;
+    }
+    recipe.encoder.truncate = name.starts_with("densenet").then(|| "features".to_string());
+    Ok(())
 }
 
 fn stage_number(name: &str) -> Option<u32> {

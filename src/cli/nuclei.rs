@@ -150,7 +150,7 @@ fn prepare(args: &Args) -> Result<Prepared> {
     }
     drop(slide);
     let name = args.slide.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let job = Job { name, path: args.slide.clone(), regions: None };
+    let job = Job { name, path: args.slide.clone(), regions: None, mask: None };
     let mut prepared = Prepared::with_rules(&job, 0, &tissue, &tiles, &open)?;
     prepared.sha256 = result::sha256_file(&args.slide)?;
     Ok(prepared)

@@ -3,12 +3,13 @@
 
 mod pictures;
 
-use super::cohort::{Cohort, failed_row, file_name, jobs};
+use super::cohort::{Cohort, beside, failed_row, file_name, jobs};
 use super::combined::Combined;
 use super::common::{Progress, RunArgs, SlideArgs, make_folder};
 use super::{Global, Outcome, print_json};
 use crate::error::{Context, Error, Result};
 use crate::heads::clinical::Table;
+use crate::pipeline::mask::Mask;
 use crate::pipeline::predict::{HeadResult, clinical, predict};
 use crate::pipeline::{self, Engine, Finished, Job, Options, Parts, Sink, bag_list, bags, outputs};
 use crate::recipe::Clinical;
@@ -16,7 +17,7 @@ use crate::report::csv::Status;
 use crate::report::features::{FeatureFile, Unit, read_features};
 use crate::report::result::{self, SlideResult};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -32,6 +33,8 @@ use std::time::Instant;
                   \\\n      --clinical clinical.csv --out out\n  \
                   histokern predict --features uni/*.h5 --package my-head --out out\n  \
                   histokern predict slides/*.svs --package pkg --model combined.toml --clinical clinical.csv --out out\n  \
+                  histokern predict slides/*.svs --package fold1 --package fold2 --package fold3 --out out\n  \
+                  histokern predict slides/*.svs --package score --mask masks --out out\n  \
                   histokern predict patients/*.dcm --package us-sln --out out"
 )]
 pub struct Args {
@@ -47,15 +50,29 @@ pub struct Args {
     /// Folder the paths in the bag list start from
     #[arg(long, value_name = "DIR", requires = "bags")]
     images: Option<PathBuf>,
-    /// Package folder
-    #[arg(long, value_name = "PKG")]
-    package: PathBuf,
+    /// Package folder; several make an ensemble over the same tiles, whose mean is the result
+    #[arg(long, value_name = "PKG", required = true)]
+    package: Vec<PathBuf>,
     /// Folder for the results
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Annotated polygons: a JSON or GeoJSON file for one slide, or a folder of <slide>.json
     #[arg(long, value_name = "PATH", conflicts_with = "features")]
     regions: Option<PathBuf>,
+    /// Binary mask of where to look (not black: look): a PNG for one slide, or a folder of <slide>.png.
+    /// Tiles of the recipe's grid of which less than half lies on it are left out
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["features", "bags"])]
+    mask: Option<PathBuf>,
+    /// Level-0 pixels along the side of a mask pixel
+    #[arg(long, value_name = "N", default_value_t = 512.0, requires = "mask")]
+    mask_downsample: f64,
+    /// Rows of the mask run along x and its columns along y, as WEEP's authors store theirs
+    #[arg(long, requires = "mask")]
+    mask_transposed: bool,
+    /// Heads whose tables and heatmaps are written: names, `all` or `none` [default: all of up to 8
+    /// heads, none of more]
+    #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
+    maps: Vec<String>,
     /// Table of raw clinical values, one row per patient; the patient is the slide's name
     #[arg(long, value_name = "CSV")]
     clinical: Option<PathBuf>,
@@ -95,9 +112,13 @@ impl Args {
             features: Vec::new(),
             bags: None,
             images: None,
-            package,
+            package: vec![package],
             out,
             regions: None,
+            mask: None,
+            mask_downsample: 512.0,
+            mask_transposed: false,
+            maps: Vec::new(),
             clinical: None,
             clinical_id: None,
             model: None,
@@ -106,6 +127,46 @@ impl Args {
             json: false,
             run,
             slide,
+        }
+    }
+}
+
+/// Most heads whose tables and heatmaps are written without being asked for.
+const MAPPED: usize = 8;
+
+impl Args {
+    /// The slides with their regions and masks.
+    fn slide_jobs(&self) -> Result<Vec<Job>> {
+        let downsample = self.mask_downsample;
+        if !(downsample.is_finite() && downsample >= 1.0) {
+            return Err(Error::usage(format!("--mask-downsample {downsample}: 1 or more")));
+        }
+        let mut jobs = jobs(&self.slides, self.regions.as_deref())?;
+        let slides = jobs.len();
+        for job in &mut jobs {
+            let Some(mask) = &self.mask else { continue };
+            let path = beside(mask, &job.name, slides, &["png"], "mask")?;
+            job.mask = Some(Mask { path, downsample, transposed: self.mask_transposed });
+        }
+        Ok(jobs)
+    }
+
+    /// The heads whose tables and heatmaps are written.
+    fn mapped(&self, heads: &[String], global: &Global) -> Result<BTreeSet<String>> {
+        let all = || heads.iter().cloned().collect();
+        match self.maps.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["all"] => Ok(all()),
+            ["none"] => Ok(BTreeSet::new()),
+            [] if heads.len() <= MAPPED => Ok(all()),
+            [] => {
+                let n = heads.len();
+                global.say(&format!("{n} heads: predictions only, --maps writes their maps"));
+                Ok(BTreeSet::new())
+            }
+            _ => match self.maps.iter().find(|name| !heads.contains(name)) {
+                Some(name) => Err(Error::usage(format!("--maps: no head {name}"))),
+                None => Ok(self.maps.iter().cloned().collect()),
+            },
         }
     }
 }
@@ -128,7 +189,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
 pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<SlideResult>)> {
     let backend = args.run.open(global)?;
     let parts = if args.features.is_empty() { Parts::All } else { Parts::Heads };
-    let mut engine = Engine::open(&args.package, &*backend, parts, args.run.batch.into())?;
+    let packages: Vec<&Path> = args.package.iter().map(PathBuf::as_path).collect();
+    let mut engine = Engine::open_all(&packages, &*backend, parts, args.run.batch.into())?;
     let table = args
         .clinical
         .as_deref()
@@ -140,21 +202,22 @@ pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<Slid
     let jobs = match &args.bags {
         Some(path) => bag_lists
             .iter()
-            .map(|p| Job { name: p.id.clone(), path: path.clone(), regions: None })
+            .map(|p| Job { name: p.id.clone(), path: path.clone(), regions: None, mask: None })
             .collect(),
-        None if args.features.is_empty() => jobs(&args.slides, args.regions.as_deref())?,
+        None if args.features.is_empty() => args.slide_jobs()?,
         None => jobs(&args.features, None)?,
     };
     make_folder(&args.out)?;
     if !engine.recipe().notice.is_empty() {
         global.say(&engine.recipe().notice);
     }
+    let mapped = args.mapped(&heads, global)?;
     let mut cohort = Cohort::new(&args.out, args.fail_fast);
     // A patient whose clinical values are missing is known before any tile is decoded.
     let mut patients = BTreeMap::new();
     let mut ready = Vec::with_capacity(jobs.len());
     for job in jobs {
-        match Patient::new(&engine, table.as_ref(), combined.as_ref(), &job, &args.slide) {
+        match Patient::new(&engine, table.as_ref(), combined.as_ref(), &job, args) {
             Ok(patient) => {
                 patients.insert(job.name.clone(), patient);
                 ready.push(job);
@@ -162,7 +225,16 @@ pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<Slid
             Err(error) => cohort.failed(&job, error)?,
         }
     }
-    let mut predictor = Predictor { cohort, patients, combined, results: Vec::new(), args };
+    let progress = Progress::new(ready.len(), global);
+    let mut predictor = Predictor {
+        cohort,
+        patients,
+        combined,
+        results: Vec::new(),
+        args,
+        mapped,
+        progress: &progress,
+    };
     let ran = match &args.images {
         Some(images) => predictor.bag_lists(&mut engine, &ready, &bag_lists, images),
         None if !args.features.is_empty() => predictor.feature_files(&mut engine, &ready),
@@ -171,6 +243,7 @@ pub fn predict_slides(args: &Args, global: &Global) -> Result<(Outcome, Vec<Slid
         }
         None => predictor.slides(&mut engine, &ready, global),
     };
+    progress.finish();
     // The tables are written also when the run was cut short: what is finished stays known.
     let outcome = predictor.cohort.outcome(global)?;
     ran?;
@@ -189,12 +262,16 @@ fn print(result: &SlideResult, verbose: bool) {
                 .collect::<Vec<_>>()
                 .join("  "),
         };
+        let agreement = prediction.ensemble.as_ref().map_or(String::new(), |e| {
+            let sd: Vec<String> = e.sd.iter().map(|sd| format!("{sd:.4}")).collect();
+            format!(", SD of {} packages {}", e.members.len(), sd.join(" "))
+        });
         let of = match &result.segmentation {
             Some(_) => result.regions.clone(),
             None => format!("{} tiles", result.tiles.kept),
         };
         println!(
-            "{}  {}  {answer}  ({of}, {:.1} s)",
+            "{}  {}  {answer}  ({of}{agreement}, {:.1} s)",
             result.slide.name, prediction.head, result.seconds.total
         );
     }
@@ -225,21 +302,39 @@ impl Patient {
         table: Option<&Table>,
         combined: Option<&Combined>,
         job: &Job,
-        slide: &SlideArgs,
+        args: &Args,
     ) -> Result<Patient> {
         let vectors = clinical(engine, table, &job.name)?;
         let mut options = BTreeMap::new();
         let mut cells = BTreeMap::new();
-        if let Some(mpp) = slide.mpp_override {
+        if let Some(mpp) = args.slide.mpp_override {
             options.insert("mpp-override".to_string(), json!(mpp));
         }
         if let Some(regions) = &job.regions {
             options.insert("regions".to_string(), json!(result::sha256_file(regions)?));
         }
-        for (head, values) in engine.recipe().heads.iter().zip(&vectors) {
+        if let Some(mask) = &job.mask {
+            let pixels = result::sha256_file(&mask.path)?;
+            options.insert("mask".to_string(), json!(pixels));
+            options.insert("mask-downsample".to_string(), json!(mask.downsample));
+            options.insert("mask-transposed".to_string(), json!(mask.transposed));
+        }
+        if !args.maps.is_empty() {
+            options.insert("maps".to_string(), json!(args.maps));
+        }
+        let heads = engine.packages().enumerate().flat_map(|(member, package)| {
+            package.recipe.heads.iter().map(move |head| (member, head))
+        });
+        for ((member, head), values) in heads.zip(&vectors) {
             for (input, value) in head.clinical.iter().zip(values) {
                 let (Clinical::Number { column, .. } | Clinical::Flag { column, .. }) = input;
-                cells.insert(column.clone(), value.to_string());
+                let value = value.to_string();
+                // Packages of other patients standardise by other constants.
+                let column = match cells.get(column) {
+                    Some(other) if *other != value => format!("{column} (package {})", member + 1),
+                    _ => column.clone(),
+                };
+                cells.insert(column, value);
             }
         }
         let mut model = BTreeMap::new();
@@ -264,6 +359,9 @@ struct Predictor<'a> {
     combined: Option<Combined>,
     results: Vec<SlideResult>,
     args: &'a Args,
+    /// Heads whose tables and heatmaps are written.
+    mapped: BTreeSet<String>,
+    progress: &'a Progress,
 }
 
 impl Predictor<'_> {
@@ -273,7 +371,7 @@ impl Predictor<'_> {
             decode_threads: global.threads(),
             stride_px: None,
         };
-        let progress = Progress::new(jobs.len(), global);
+        let progress = self.progress;
         let blanks: BTreeMap<&str, SlideResult> =
             jobs.iter().map(|job| (job.name.as_str(), self.blank(engine, job, ""))).collect();
         let out = self.args.out.clone();
@@ -283,16 +381,14 @@ impl Predictor<'_> {
             let earlier = SlideResult::read(&result_path(&out, job));
             earlier.is_ok_and(|earlier| earlier.same_run(&blank))
         };
-        let result = pipeline::run(engine, jobs, &options, &progress, &done, self);
-        progress.finish();
-        result
+        pipeline::run(engine, jobs, &options, progress, &done, self)
     }
 
     fn blank(&self, engine: &Engine, job: &Job, sha256: &str) -> SlideResult {
         let patient = &self.patients[&job.name];
-        let id = &engine.package().recipe_id;
+        let id = engine.recipe_id();
         let options = patient.options.clone();
-        let mut blank = outputs::blank_result(engine, id, &file_name(&job.path), sha256, options);
+        let mut blank = outputs::blank_result(engine, &id, &file_name(&job.path), sha256, options);
         blank.clinical.clone_from(&patient.cells);
         blank
     }
@@ -335,7 +431,8 @@ impl Predictor<'_> {
         let bags = bags::groups(file.n, engine.recipe().bag.as_ref());
         let vectors = self.patients[&job.name].vectors.clone();
         let head_start = Instant::now();
-        let heads = predict(engine, &file.features, file.n, &bags, &vectors)?;
+        let progress = self.progress;
+        let heads = predict(engine, &file.features, file.n, &bags, &vectors, progress)?;
         result.seconds.head = head_start.elapsed().as_secs_f64();
         result.seconds.hash = (head_start - start).as_secs_f64();
         result.slide.format = format!("features ({:?})", file.layout).to_lowercase();
@@ -352,7 +449,8 @@ impl Predictor<'_> {
         }
         let dir = self.args.out.join(&job.name);
         make_folder(&dir)?;
-        outputs::write_feature_attention(&dir, file.coords.as_deref(), &bags, &heads)?;
+        let mapped = |head: &str| self.mapped.contains(head);
+        outputs::write_feature_attention(&dir, file.coords.as_deref(), &bags, &heads, &mapped)?;
         result.seconds.total = start.elapsed().as_secs_f64();
         self.keep(job, result, &heads, &bags)
     }
@@ -383,7 +481,8 @@ impl Predictor<'_> {
     ) -> Result<()> {
         let start = Instant::now();
         let vectors = self.patients[&job.name].vectors.clone();
-        let (encoded, heads) = bag_list::predict_patient(engine, patient, images, &vectors)?;
+        let (encoded, heads) =
+            bag_list::predict_patient(engine, patient, images, &vectors, self.progress)?;
         let mut result = self.blank(engine, job, "");
         result.slide.name.clone_from(&patient.id);
         result.slide.format = "bags of images".into();
@@ -399,9 +498,9 @@ impl Predictor<'_> {
 
     /// Features of another encoder have no meaning to a head, however well their width fits.
     fn check_encoder(&self, engine: &Engine, file: &FeatureFile) -> Result<()> {
-        let wanted = &engine.package().encoder_id;
-        match &file.recipe_id {
-            Some(id) if id != wanted && !self.args.any_encoder => Err(Error::usage(format!(
+        let other = |id: &String| engine.packages().map(|p| &p.encoder_id).find(|w| *w != id);
+        match file.recipe_id.as_ref().and_then(|id| Some((id, other(id)?))) {
+            Some((id, wanted)) if !self.args.any_encoder => Err(Error::usage(format!(
                 "features of encoder recipe {id}, the package's is {wanted}; --any-encoder uses \
                  them all the same"
             ))),
@@ -441,12 +540,14 @@ impl Sink for Predictor<'_> {
         let start = Instant::now();
         let vectors = &self.patients[&job.name].vectors;
         let tiles = slide.tiles.len();
-        let heads = predict(engine, &slide.features, tiles, &slide.bags, vectors)?;
+        let features = &slide.features;
+        let heads = predict(engine, features, tiles, &slide.bags, vectors, self.progress)?;
         result.seconds.head = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let dir = self.args.out.join(&job.name);
         make_folder(&dir)?;
-        outputs::write_predictions(&dir, &slide, &heads)?;
+        let mapped = |head: &str| self.mapped.contains(head);
+        outputs::write_predictions(&dir, &slide, &heads, &mapped)?;
         result.seconds.write = start.elapsed().as_secs_f64();
         result.seconds.total += result.seconds.head + result.seconds.write;
         self.keep(job, result, &heads, &slide.bags)

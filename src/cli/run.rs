@@ -8,6 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::graph::Graph;
 use crate::image::RgbImage;
 use crate::image::pad::pad;
+use crate::pipeline::head::HeadSession;
 use crate::recipe::{BnMode, Segmenter};
 use crate::report::atomic;
 use crate::weights::Package;
@@ -179,25 +180,13 @@ impl Job<'_> {
             let what = format!("features {n} x {d}, the head takes rows of {}", head.feature_dim);
             return Err(Error::usage(what));
         }
-        let mut inputs = vec![Input::Values(&features)];
         let clinical = if head.clinical > 0 { values(file, "clinical")?.1 } else { Vec::new() };
-        if head.clinical > 0 {
-            inputs.push(Input::Values(&clinical));
-        }
-        let mut outputs: Vec<Output> = ["logits", "scores"]
-            .into_iter()
-            .zip(&head.graph.outputs)
-            .map(|(name, &id)| {
-                let shape = head.graph.shape(id);
-                let c = shape.channels();
-                let shape = if shape.is_bag() { vec![c] } else { vec![n, c] };
-                Output { name, data: vec![0.0; shape.iter().product()], shape }
-            })
-            .collect();
-        let mut session = self.backend.prepare(head.graph.clone(), n)?;
-        let mut views: Vec<&mut [f32]> = outputs.iter_mut().map(|o| &mut o.data[..]).collect();
-        session.run(n, &inputs, &mut views)?;
-        Ok(outputs)
+        let (outputs, branches) = (head.outputs, head.branches);
+        let said = HeadSession::new(head, self.backend)?.run(n, &features, &clinical)?;
+        Ok(vec![
+            Output { name: "logits", shape: vec![outputs], data: said.prediction.logits },
+            Output { name: "scores", shape: vec![n, branches], data: said.scores },
+        ])
     }
 
     /// Runs a network of one pixel input and one output on `n` rows, some at a time.

@@ -62,7 +62,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     };
     let tissue = Tissue::Clam(ClamTissue { min_area: args.min_area, ..ClamTissue::default() });
     let name = args.slide.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let job = Job { name, path: args.slide.clone(), regions: args.regions.clone() };
+    let job = Job { name, path: args.slide.clone(), regions: args.regions.clone(), mask: None };
     let mut prepared = Prepared::with_rules(&job, 0, &tissue, &tiles, &args.open.options()?)?;
     prepared.sha256 = result::sha256_file(&args.slide)?;
     make_folder(&args.out)?;

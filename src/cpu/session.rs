@@ -201,6 +201,12 @@ impl Session for CpuSession {
         Ok(())
     }
 
+    fn release(&mut self) {
+        self.arena = Aligned::empty();
+        *self.row_scratch.get_mut().unwrap_or_else(|p| p.into_inner()) = Aligned::empty();
+        self.max_rows = 0;
+    }
+
     fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()> {
         self.execute(rows, inputs, outputs, None)
     }

@@ -396,6 +396,13 @@ impl Session for CudaSession {
         Ok(())
     }
 
+    fn release(&mut self) {
+        let idle = self.arena.as_ref().is_some_and(|a| a.under_way == 0);
+        if idle && self.gpu.bind().is_ok() {
+            self.arena = None;
+        }
+    }
+
     fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()> {
         self.execute(rows, inputs, outputs, None)
     }

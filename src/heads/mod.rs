@@ -16,7 +16,7 @@ pub use linear::{Linear, layer as linear_layer};
 pub use predict::{Prediction, attention, predict, tile_values};
 
 use crate::error::{Context, Error, Result};
-use crate::graph::{Act, Dense, Epilogue, Graph, Op, Reduce, Shape, TensorId};
+use crate::graph::{Act, Dense, Epilogue, Graph, Op, ParamId, Reduce, Shape, TensorId};
 use crate::recipe::{self, Aggregate, Transform};
 use crate::weights::{Reader, Tensors};
 use std::sync::Arc;
@@ -48,6 +48,29 @@ pub struct Head {
     pub classes: Vec<String>,
     /// What is done to the output of a regression.
     pub transform: Transform,
+    /// The second look of a head that pools the tiles of least and of most attention.
+    pub extremes: Option<Extremes>,
+}
+
+/// A second step on the tiles of least and of most attention, whose logits replace the first.
+#[derive(Clone, Debug)]
+pub struct Extremes {
+    /// Tiles from either end; a bag of no more than twice as many has no second step.
+    pub count: usize,
+    /// Features of the least and of the most attended tiles, `Tokens { t: 1, c: feature_dim }` each
+    /// of `count` rows, to logits `Bag { 1, outputs }`.
+    pub graph: Arc<Graph>,
+}
+
+impl Extremes {
+    /// Rows of least and of most attention, in ascending order of their scores `[N]`, equal ones in
+    /// that of the rows; none for a bag that is too small.
+    pub fn rows(&self, scores: &[f32]) -> Option<[Vec<usize>; 2]> {
+        let high = scores.len().checked_sub(self.count).filter(|&high| high > self.count)?;
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+        Some([order[..self.count].to_vec(), order[high..].to_vec()])
+    }
 }
 
 /// What a head says of single tiles beside its prediction of the bag.
@@ -67,6 +90,8 @@ struct Builder<'a> {
     aggregate: Option<Aggregate>,
     /// Every tile is a bag of its own, so that there is nothing to pool.
     single: bool,
+    /// What the scores of tiles are: the family's, unless the weights say otherwise.
+    scores: Scores,
 }
 
 impl Builder<'_> {
@@ -119,14 +144,16 @@ pub struct Family {
     pub name: &'static str,
     build: BuildFn,
     scores: Scores,
+    /// Writes the graph of [`Extremes`] and returns its logits; with the tiles from either end.
+    extremes: Option<(usize, fn(&mut Builder<'_>) -> Result<TensorId>)>,
 }
 
 const fn attention_family(name: &'static str, build: BuildFn) -> Family {
-    Family { name, build, scores: Scores::Attention }
+    Family { name, build, scores: Scores::Attention, extremes: None }
 }
 
 const fn tile_family(name: &'static str, build: BuildFn) -> Family {
-    Family { name, build, scores: Scores::Prediction }
+    Family { name, build, scores: Scores::Prediction, extremes: None }
 }
 
 /// Every head family.
@@ -135,6 +162,10 @@ pub const FAMILIES: &[Family] = &[
     attention_family("clam-sb", clam::single),
     attention_family("clam-mb", clam::multiple),
     attention_family("clam-sb-pool", clam::pooled),
+    Family {
+        extremes: Some((clam::EXTREMES, clam::extremes)),
+        ..attention_family("clam-sb-nn-pool", clam::nn_pooled)
+    },
     attention_family("abmil", abmil::build),
     tile_family("tile-linear", linear::of_tiles),
     tile_family("pool-linear", linear::of_pooled),
@@ -188,16 +219,18 @@ fn build_family(
     single: bool,
 ) -> Result<Head> {
     let clinical = head.clinical.len();
-    let graph = Graph::new(&head.name);
-    let aggregate = head.aggregate;
-    let weights = Reader::new(weights);
-    let mut builder = Builder { graph, weights, clinical, aggregate, single };
+    let (aggregate, scores, file) = (head.aggregate, family.scores, weights.path().display());
+    let begin = || {
+        let (graph, weights) = (Graph::new(&head.name), Reader::new(weights));
+        Builder { graph, weights, clinical, aggregate, single, scores }
+    };
+    let mut builder = begin();
     if aggregate.is_some() && family.scores == Scores::Attention {
         return Err(Error::usage("aggregate: this head pools by attention"));
     }
     let [logits, scores] = (family.build)(&mut builder)?;
     builder.weights.finish(|_| false)?;
-    let mut graph = builder.graph;
+    let (mut graph, kind) = (builder.graph, builder.scores);
     graph.output(logits);
     // A head may say of each tile just what it says of a bag of one.
     if scores != logits {
@@ -208,21 +241,35 @@ fn build_family(
     let expected = head.classes.len().max(1);
     if outputs != expected {
         let kind = if head.classes.is_empty() { "a regression" } else { "the recipe's classes" };
-        return Err(Error::weights(format!("{outputs} outputs, {kind} needs {expected}")));
+        let last = writer(&graph, logits);
+        return Err(Error::weights(format!(
+            "{file}: {last} has {outputs} outputs, {kind} needs {expected}"
+        )));
     }
     if !head.classes.is_empty() && head.transform != Transform::None {
         return Err(Error::usage("a transform is for a regression; this head has classes"));
     }
     let width = graph.shape(graph.inputs[0]).channels();
     if let Some(encoder) = feature_dim.filter(|&d| d != width) {
+        let first = reader(&graph);
         return Err(Error::weights(format!(
-            "reads features of width {width}, the encoder makes {encoder}"
+            "{file}: {first} reads features of width {width}, the encoder makes {encoder}"
         )));
     }
+    let extremes = match family.extremes.filter(|_| !single) {
+        None => None,
+        Some((count, build)) => {
+            let mut builder = begin();
+            let logits = build(&mut builder)?;
+            builder.graph.output(logits);
+            Some(Extremes { count, graph: Arc::new(builder.graph) })
+        }
+    };
     Ok(Head {
         name: head.name.clone(),
         family: family.name,
-        scores: family.scores,
+        scores: kind,
+        extremes,
         feature_dim: width,
         branches: graph.shape(scores).channels(),
         graph: Arc::new(graph),
@@ -231,4 +278,39 @@ fn build_family(
         classes: head.classes.clone(),
         transform: head.transform,
     })
+}
+
+/// The weight that makes a tensor, for messages.
+fn writer(graph: &Graph, made: TensorId) -> String {
+    let step = graph.steps.iter().rev().find(|step| step.output == made);
+    match step.map(|step| step.op) {
+        Some(Op::Linear { weight, .. } | Op::RowDot { weight, .. }) => tensor_name(graph, weight),
+        // An aggregate of what a linear layer made of every tile.
+        Some(_) => step
+            .and_then(|step| step.inputs.first())
+            .map_or_else(|| graph.name.clone(), |&from| writer(graph, from)),
+        None => graph.name.clone(),
+    }
+}
+
+/// The weight that reads the features, for messages.
+fn reader(graph: &Graph) -> String {
+    let features = graph.inputs.first();
+    let found = graph.steps.iter().find_map(|step| match step.op {
+        Op::Linear { weight, .. } if step.inputs.first() == features => Some(weight),
+        Op::AttentionScore { v, .. } if step.inputs.first() == features => Some(v.weight),
+        _ => None,
+    });
+    let aggregated = || {
+        graph.steps.iter().find_map(|step| match step.op {
+            Op::Linear { weight, .. } => Some(weight),
+            _ => None,
+        })
+    };
+    found.or_else(aggregated).map_or_else(|| graph.name.clone(), |w| tensor_name(graph, w))
+}
+
+fn tensor_name(graph: &Graph, weight: ParamId) -> String {
+    let param = graph.param(weight);
+    format!("tensor {} of shape {:?}", param.name, param.shape)
 }

@@ -41,6 +41,14 @@ pub fn explain(predictions: &[f64], q: f32, threshold: f64) -> Vec<Removal> {
     removals
 }
 
+/// The score of the whole slide, which the explanation starts from: the percentile `q` of all
+/// predictions. Not a number without any.
+pub fn score(predictions: &[f64], q: f32) -> f64 {
+    let mut order: Vec<usize> = (0..predictions.len()).collect();
+    order.sort_by(|&a, &b| predictions[b].total_cmp(&predictions[a]));
+    if order.is_empty() { f64::NAN } else { percentile(predictions, &order, q) }
+}
+
 /// The percentile of tiles in descending order, interpolated as pandas does.
 fn percentile(predictions: &[f64], descending: &[usize], q: f32) -> f64 {
     let n = descending.len();

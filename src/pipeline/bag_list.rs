@@ -2,7 +2,7 @@
 //! `{"id": patient, "label": .., "patch_paths": [ten paths]}`. A patient has one or more bags.
 
 use super::decode::encoder_input;
-use super::{Engine, images, predict};
+use super::{Engine, Observer, images, predict};
 use crate::error::{Context, Error, Kind, Result};
 use crate::recipe::Input;
 use crate::slide::{OpenOptions, Region, Slide};
@@ -91,7 +91,11 @@ pub struct Encoded {
 /// Naming the image that cannot be read or does not suit the recipe; [`crate::Kind::Usage`] when a
 /// bag is not of the recipe's size.
 pub fn encode(engine: &mut Engine, patient: &Patient, images: &Path) -> Result<Encoded> {
-    let width = engine.encoder().map_or(0, |e| e.feature_dim);
+    if engine.gate().is_some() {
+        let what = "bags of images hold the tiles they hold: a package with a gate is for slides";
+        return Err(Error::usage(what));
+    }
+    let width = engine.feature_dim();
     let mut encoded = Encoded { features: Vec::new(), bags: Vec::new() };
     for paths in &patient.bags {
         if let Some(bag) = engine.recipe().bag.as_ref().filter(|b| b.size != paths.len()) {
@@ -140,10 +144,12 @@ pub fn predict_patient(
     patient: &Patient,
     images: &Path,
     clinical: &[Vec<f32>],
+    observer: &dyn Observer,
 ) -> Result<(Encoded, Vec<predict::HeadResult>)> {
     let encoded = encode(engine, patient, images)?;
     let tiles = encoded.bags.iter().map(Vec::len).sum();
-    let heads = predict::predict(engine, &encoded.features, tiles, &encoded.bags, clinical)?;
+    let heads =
+        predict::predict(engine, &encoded.features, tiles, &encoded.bags, clinical, observer)?;
     Ok((encoded, heads))
 }
 

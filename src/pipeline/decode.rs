@@ -37,18 +37,25 @@ impl Slot {
         &self.pixels[..rows * self.row_bytes]
     }
 
-    /// Moves the rows that hold a tile to the front, keeping their order.
-    fn compact(&mut self, first: usize, kept: &[bool]) {
-        self.tiles.clear();
-        self.read = kept.len();
-        for (row, _) in kept.iter().enumerate().filter(|(_, kept)| **kept) {
-            let to = self.tiles.len();
+    /// Moves the rows that are kept to the front, in their order.
+    pub fn retain(&mut self, kept: &[bool]) {
+        let mut to = 0;
+        for row in (0..self.tiles.len()).filter(|&row| kept[row]) {
             if to != row {
                 let from = row * self.row_bytes;
                 self.pixels.copy_within(from..from + self.row_bytes, to * self.row_bytes);
             }
-            self.tiles.push(first + row);
+            self.tiles[to] = self.tiles[row];
+            to += 1;
         }
+        self.tiles.truncate(to);
+    }
+
+    /// Takes the rows from grid position `first` on, those that hold a tile.
+    fn compact(&mut self, first: usize, kept: &[bool]) {
+        self.tiles = (first..first + kept.len()).collect();
+        self.read = kept.len();
+        self.retain(kept);
     }
 }
 
@@ -64,6 +71,8 @@ pub enum TileState {
     White,
     /// Too blurred.
     Blurred,
+    /// Not let pass by the gate.
+    Gated,
     /// Its pixels could not be read, and why.
     Unread(String),
 }

@@ -1,32 +1,41 @@
-//! A package readied on a backend: its encoder and its heads, each one session.
+//! Packages readied on a backend: encoders, gate and heads, each one session. Several packages are
+//! an ensemble: the same tiles go through every encoder, and their heads are asked one by one.
 
+use super::ensemble;
+use super::gate::Gate;
+use super::head::{BagPrediction, HeadSession};
 use crate::backend::{self, Backend, HostMemory, Input, Session};
 use crate::error::{Context, Error, Result};
-use crate::heads::{self, Head, Prediction};
+use crate::heads::{self, Head};
 use crate::models::{self, Encoder};
 use crate::recipe::{BnMode, Recipe};
 use crate::weights::Package;
+use std::borrow::Cow;
 use std::path::Path;
 
-/// A package ready to run.
+/// Heads that keep the memory of their last bag; more give it back, so that hundreds of heads need
+/// that of one.
+const KEPT_ARENAS: usize = 8;
+
+/// Packages ready to run.
 pub struct Engine {
-    package: Package,
+    members: Vec<Member>,
+    /// Every different encoder of the members once, with its batches.
+    encoders: Vec<(Encoder, Box<dyn Session>)>,
+    gate: Option<Gate>,
     device: String,
-    encoder: Option<(Encoder, Box<dyn Session>)>,
-    heads: Vec<(Head, Box<dyn Session>)>,
     batch: usize,
     notes: Vec<String>,
     /// The batch given to an encoder that works on one batch at a time: it runs when collected.
     waiting: Option<(usize, HostMemory)>,
 }
 
-/// What one head says of one bag.
-#[derive(Clone, Debug)]
-pub struct BagPrediction {
-    /// Logits, probabilities or value.
-    pub prediction: Prediction,
-    /// Raw attention scores, `[N, branches]`.
-    pub scores: Vec<f32>,
+/// One package of an ensemble.
+struct Member {
+    package: Package,
+    heads: Vec<HeadSession>,
+    /// Its encoder among those of the engine.
+    encoder: usize,
 }
 
 /// Which parts of a package are needed.
@@ -52,62 +61,106 @@ impl Engine {
         parts: Parts,
         batch: usize,
     ) -> Result<Engine> {
-        let package = Package::open(folder)?;
-        let recipe = &package.recipe;
+        Engine::open_all(&[folder], backend, parts, batch)
+    }
+
+    /// As [`Engine::open`] for an ensemble of at least one package. An encoder that several packages
+    /// share runs once.
+    ///
+    /// # Errors
+    /// As [`Engine::open`]; [`crate::Kind::Usage`] naming the field in which the recipes differ
+    /// though they must not: what decides tiles and the encoder's input, and the heads.
+    pub fn open_all(
+        folders: &[&Path],
+        backend: &dyn Backend,
+        parts: Parts,
+        batch: usize,
+    ) -> Result<Engine> {
+        let packages: Vec<Package> =
+            folders.iter().map(|folder| Package::open(folder)).collect::<Result<_>>()?;
+        let Some(first) = packages.first() else { return Err(Error::usage("no package")) };
+        ensemble::agree(&packages)?;
         // Batch norm over the bag makes the bag the batch, and it is not to be cut.
-        let (mut batch, whole) = match &recipe.bag {
-            Some(bag) if recipe.encoder.bn_mode == BnMode::Batch => (bag.size, true),
-            _ => (batch.max(1), false),
+        let whole = match &first.recipe.bag {
+            Some(bag) if first.recipe.encoder.bn_mode == BnMode::Batch => Some(bag.size),
+            _ => None,
         };
-        let mut notes = Vec::new();
-        let encoder = match parts {
-            Parts::Heads => None,
-            Parts::Encoder | Parts::All => {
-                let weights = package.encoder()?;
-                let encoder = models::build(recipe, &weights)
-                    .context(|| weights.path().display().to_string())?;
-                let graph = encoder.graph.clone();
-                let session = if whole {
-                    backend.prepare(graph, batch)?
-                } else {
-                    let (session, note) = backend::prepare_fitting(backend, graph, batch)?;
-                    notes.extend(note);
-                    batch = session.max_rows().min(batch);
-                    session
-                };
-                Some((encoder, session))
-            }
+        let gated = ensemble::gated(&packages)?.cloned();
+        let mut engine = Engine {
+            members: Vec::with_capacity(packages.len()),
+            encoders: Vec::new(),
+            gate: None,
+            device: backend.name(),
+            batch: whole.unwrap_or(batch.max(1)),
+            notes: Vec::new(),
+            waiting: None,
         };
-        let mut loaded = Vec::new();
-        if parts != Parts::Encoder {
-            for spec in &recipe.heads {
-                let weights = package.head(spec)?;
-                let dim = encoder.as_ref().map(|(e, _)| e.feature_dim);
-                let head = heads::build(spec, dim, &weights)
-                    .context(|| weights.path().display().to_string())?;
-                let session = backend.prepare(head.graph.clone(), 1)?;
-                loaded.push((head, session));
+        for package in packages {
+            let encoder = match parts {
+                Parts::Heads => 0,
+                Parts::Encoder | Parts::All => engine.ready(&package, backend, whole.is_some())?,
+            };
+            let mut member = Member { package, heads: Vec::new(), encoder };
+            if parts != Parts::Encoder {
+                let dim = engine.encoders.get(encoder).map(|(e, _)| e.feature_dim);
+                member.heads = open_heads(&member.package, dim, backend)?;
             }
-            if loaded.is_empty() {
-                return Err(Error::usage(format!(
-                    "{}: the package has no head: it makes features, not predictions \
-                     (histokern features --package ...)",
-                    folder.display()
-                )));
-            }
+            engine.members.push(member);
         }
-        let (device, heads, waiting) = (backend.name(), loaded, None);
-        Ok(Engine { device, package, encoder, heads, batch, notes, waiting })
+        if let Some(package) = gated.filter(|_| parts != Parts::Heads) {
+            engine.gate = Gate::open(&package, backend, engine.batch, &mut engine.notes)?;
+        }
+        Ok(engine)
     }
 
-    /// The package.
+    /// Readies the encoder of a package, unless an earlier member has the same.
+    fn ready(&mut self, package: &Package, backend: &dyn Backend, whole: bool) -> Result<usize> {
+        let same = |m: &Member| m.package.encoder_id == package.encoder_id;
+        if let Some(earlier) = self.members.iter().find(|m| same(m)) {
+            return Ok(earlier.encoder);
+        }
+        let weights = package.encoder()?;
+        let encoder = models::build(&package.recipe, &weights)
+            .context(|| weights.path().display().to_string())?;
+        let graph = encoder.graph.clone();
+        let session = if whole {
+            backend.prepare(graph, self.batch)?
+        } else {
+            let (session, note) = backend::prepare_fitting(backend, graph, self.batch)?;
+            self.notes.extend(note);
+            self.batch = session.max_rows().min(self.batch);
+            session
+        };
+        self.encoders.push((encoder, session));
+        Ok(self.encoders.len() - 1)
+    }
+
+    /// The first package.
     pub fn package(&self) -> &Package {
-        &self.package
+        &self.members[0].package
     }
 
-    /// The recipe.
+    /// Every package.
+    pub fn packages(&self) -> impl ExactSizeIterator<Item = &Package> {
+        self.members.iter().map(|member| &member.package)
+    }
+
+    /// The recipe of the first package. Whatever decides tiles is the same in all.
     pub fn recipe(&self) -> &Recipe {
-        &self.package.recipe
+        &self.package().recipe
+    }
+
+    /// The identity of all packages together: that of the only one, or a hash of those of several.
+    pub fn recipe_id(&self) -> String {
+        match &self.members[..] {
+            [only] => only.package.recipe_id.clone(),
+            all => ensemble::id(all.iter().map(|member| &member.package)),
+        }
+    }
+
+    /// The gate, if it was loaded.
+    pub fn gate(&mut self) -> Option<&mut Gate> {
+        self.gate.as_mut()
     }
 
     /// The device the sessions run on, as written into results.
@@ -120,23 +173,33 @@ impl Engine {
         self.batch
     }
 
-    /// What a user should know about how the package was readied.
+    /// What a user should know about how the packages were readied.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The encoder, if it was loaded.
+    /// The encoder of the first package, if it was loaded.
     pub fn encoder(&self) -> Option<&Encoder> {
-        self.encoder.as_ref().map(|(encoder, _)| encoder)
+        self.encoders.first().map(|(encoder, _)| encoder)
     }
 
-    /// The heads, if they were loaded.
+    /// D: the features of all encoders, side by side.
+    pub fn feature_dim(&self) -> usize {
+        self.encoders.iter().map(|(encoder, _)| encoder.feature_dim).sum()
+    }
+
+    /// The heads of the first package, if they were loaded. All packages have the same by name.
     pub fn heads(&self) -> impl Iterator<Item = &Head> {
-        self.heads.iter().map(|(head, _)| head)
+        self.heads_of(0)
     }
 
-    fn encoder_session(&mut self) -> Result<(&Encoder, &mut dyn Session)> {
-        let loaded = self.encoder.as_mut().ok_or_else(|| Error::usage("no encoder loaded"))?;
+    /// The heads of one package.
+    pub fn heads_of(&self, member: usize) -> impl Iterator<Item = &Head> {
+        self.members[member].heads.iter().map(HeadSession::head)
+    }
+
+    fn first_session(&mut self) -> Result<(&Encoder, &mut dyn Session)> {
+        let loaded = self.encoders.first_mut().ok_or_else(|| Error::usage("no encoder loaded"))?;
         Ok((&loaded.0, &mut *loaded.1))
     }
 
@@ -145,15 +208,40 @@ impl Engine {
     /// # Errors
     /// [`crate::Kind::Device`] when the backend fails.
     pub fn encode(&mut self, rows: usize, pixels: &[u8], features: &mut [f32]) -> Result<()> {
-        self.encoder_session()?.1.run(rows, &[Input::Pixels(pixels)], &mut [features])
+        self.encode_from(0, rows, pixels, features)
     }
 
-    /// Batches the encoder may have under way.
+    /// The features of the encoders from the given one on, into their columns.
+    fn encode_from(
+        &mut self,
+        first: usize,
+        rows: usize,
+        pixels: &[u8],
+        features: &mut [f32],
+    ) -> Result<()> {
+        let width = self.feature_dim();
+        if let [(_, only)] = &mut self.encoders[..] {
+            return only.run(rows, &[Input::Pixels(pixels)], &mut [features]);
+        }
+        let mut column = 0;
+        for (i, (encoder, session)) in self.encoders.iter_mut().enumerate() {
+            let own_width = encoder.feature_dim;
+            if i >= first {
+                let mut own = vec![0.0; rows * own_width];
+                session.run(rows, &[Input::Pixels(pixels)], &mut [&mut own])?;
+                scatter(&own, own_width, features, width, column);
+            }
+            column += own_width;
+        }
+        Ok(())
+    }
+
+    /// Batches the first encoder may have under way.
     ///
     /// # Errors
     /// [`crate::Kind::Usage`] when no encoder was loaded.
     pub fn lanes(&mut self) -> Result<usize> {
-        Ok(self.encoder_session()?.1.overlapped().map_or(1, |o| o.lanes()))
+        Ok(self.first_session()?.1.overlapped().map_or(1, |o| o.lanes()))
     }
 
     /// Memory for the pixels of one batch, of the kind the device copies from fastest.
@@ -162,7 +250,7 @@ impl Engine {
     /// [`crate::Kind::Device`] when there is none left.
     pub fn lend(&mut self) -> Result<HostMemory> {
         let batch = self.batch;
-        let (encoder, session) = self.encoder_session()?;
+        let (encoder, session) = self.first_session()?;
         let bytes = batch * 3 * encoder.input_px.iter().product::<usize>();
         match session.overlapped() {
             Some(overlapped) => overlapped.lend(bytes),
@@ -175,7 +263,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::encode`].
     pub fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
-        if let Some(overlapped) = self.encoder_session()?.1.overlapped() {
+        if let Some(overlapped) = self.first_session()?.1.overlapped() {
             return overlapped.submit(rows, pixels);
         }
         match self.waiting.replace((rows, pixels)) {
@@ -184,63 +272,100 @@ impl Engine {
         }
     }
 
-    /// Waits for the oldest batch: its `[rows, D]` features and its memory.
+    /// Waits for the oldest batch: its `[rows, D]` features and its memory. The encoders of further
+    /// members work on that memory now.
     ///
     /// # Errors
     /// As [`Engine::encode`].
     pub fn collect(&mut self, features: &mut [f32]) -> Result<HostMemory> {
-        if let Some((rows, pixels)) = self.waiting.take() {
-            let (encoder, _) = self.encoder_session()?;
-            let bytes = rows * 3 * encoder.input_px.iter().product::<usize>();
-            self.encode(rows, &pixels[..bytes.min(pixels.len())], features)?;
+        let width = self.feature_dim();
+        let (encoder, session) = self.first_session()?;
+        let (own_width, tile) =
+            (encoder.feature_dim, 3 * encoder.input_px.iter().product::<usize>());
+        if let Some(overlapped) = session.overlapped() {
+            if own_width == width {
+                return overlapped.collect(&mut [features]);
+            }
+            let rows = features.len() / width;
+            let mut own = vec![0.0; rows * own_width];
+            let pixels = overlapped.collect(&mut [&mut own])?;
+            scatter(&own, own_width, features, width, 0);
+            self.encode_from(1, rows, &pixels[..rows * tile], features)?;
             return Ok(pixels);
         }
-        match self.encoder_session()?.1.overlapped() {
-            Some(overlapped) => overlapped.collect(&mut [features]),
-            None => Err(Error::usage("no batch is under way")),
-        }
+        let Some((rows, pixels)) = self.waiting.take() else {
+            return Err(Error::usage("no batch is under way"));
+        };
+        self.encode(rows, &pixels[..(rows * tile).min(pixels.len())], features)?;
+        Ok(pixels)
     }
 
-    /// Runs every head on one bag of `[n, D]` features. `clinical` holds one vector per head, empty
-    /// for a head without clinical inputs.
+    /// What the encoder of one member made of `[n, D]` features. Features made elsewhere are
+    /// everybody's.
+    pub fn features_of<'f>(&self, member: usize, n: usize, features: &'f [f32]) -> Cow<'f, [f32]> {
+        let (width, at) = (self.feature_dim(), self.members[member].encoder);
+        if self.encoders.len() < 2 || features.len() != n * width {
+            return Cow::Borrowed(features);
+        }
+        let column: usize = self.encoders[..at].iter().map(|(e, _)| e.feature_dim).sum();
+        let own = self.encoders[at].0.feature_dim;
+        let rows = features.chunks_exact(width).flat_map(|row| &row[column..][..own]);
+        Cow::Owned(rows.copied().collect())
+    }
+
+    /// Runs every head of one member on one bag of `[n, D]` features of its encoder. `clinical` holds
+    /// one vector per head, empty for a head without clinical inputs; `done` is told after each head.
     ///
     /// # Errors
     /// [`crate::Kind::Usage`] when the features have another width or a clinical input is missing.
     pub fn predict(
         &mut self,
+        member: usize,
         n: usize,
         features: &[f32],
         clinical: &[Vec<f32>],
+        done: &mut dyn FnMut(),
     ) -> Result<Vec<BagPrediction>> {
-        let mut out = Vec::with_capacity(self.heads.len());
-        for (i, (head, session)) in self.heads.iter_mut().enumerate() {
-            if features.len() != n * head.feature_dim {
-                return Err(Error::usage(format!(
-                    "head {}: {} features for {n} tiles, needed {} each",
-                    head.name,
-                    features.len(),
-                    head.feature_dim
-                )));
-            }
+        let many = self.members.iter().map(|m| m.heads.len()).sum::<usize>() > KEPT_ARENAS;
+        let heads = &mut self.members[member].heads;
+        let mut out = Vec::with_capacity(heads.len());
+        for (i, head) in heads.iter_mut().enumerate() {
             let clinical = clinical.get(i).map_or(&[][..], Vec::as_slice);
-            if clinical.len() != head.clinical {
-                return Err(Error::usage(format!(
-                    "head {} needs {} clinical values, given {}: --clinical names their table",
-                    head.name,
-                    head.clinical,
-                    clinical.len()
-                )));
+            out.push(head.run(n, features, clinical)?);
+            if many {
+                head.release();
             }
-            let mut inputs = vec![Input::Values(features)];
-            if head.clinical > 0 {
-                inputs.push(Input::Values(clinical));
-            }
-            let mut logits = vec![0.0; head.outputs];
-            let mut scores = vec![0.0; n * head.branches];
-            session.reserve(n)?;
-            session.run(n, &inputs, &mut [&mut logits, &mut scores])?;
-            out.push(BagPrediction { prediction: heads::predict(head, &logits)?, scores });
+            done();
         }
         Ok(out)
     }
+}
+
+/// Writes `[rows, own]` numbers into the columns from `column` on of `[rows, width]`.
+fn scatter(from: &[f32], own: usize, to: &mut [f32], width: usize, column: usize) {
+    for (from, to) in from.chunks_exact(own).zip(to.chunks_exact_mut(width)) {
+        to[column..column + own].copy_from_slice(from);
+    }
+}
+
+fn open_heads(
+    package: &Package,
+    feature_dim: Option<usize>,
+    backend: &dyn Backend,
+) -> Result<Vec<HeadSession>> {
+    let mut loaded = Vec::with_capacity(package.recipe.heads.len());
+    for spec in &package.recipe.heads {
+        let weights = package.head(spec)?;
+        let head = heads::build(spec, feature_dim, &weights)
+            .context(|| weights.path().display().to_string())?;
+        loaded.push(HeadSession::new(head, backend)?);
+    }
+    if loaded.is_empty() {
+        return Err(Error::usage(format!(
+            "{}: the package has no head: it makes features, not predictions \
+             (histokern features --package ...)",
+            package.dir.display()
+        )));
+    }
+    Ok(loaded)
 }

@@ -60,7 +60,7 @@ pub fn attention(engine: &mut Engine, head: usize, features: &[f32], n: usize) -
     }
     // Clinical values come after the attention and do not change it.
     let clinical: Vec<Vec<f32>> = engine.heads().map(|h| vec![0.0; h.clinical]).collect();
-    let mut predictions = engine.predict(n, features, &clinical)?;
+    let mut predictions = engine.predict(0, n, features, &clinical, &mut || {})?;
     Ok(predictions.swap_remove(head).scores)
 }
 

@@ -288,7 +288,7 @@ pub fn predict(
     clinical: &[Vec<f32>],
 ) -> Result<Vec<predict::HeadResult>> {
     let pixels = encoder_input(cut, engine.recipe())?;
-    let mut features = vec![0.0; engine.encoder().map_or(0, |e| e.feature_dim)];
+    let mut features = vec![0.0; engine.feature_dim()];
     engine.encode(1, &pixels, &mut features)?;
-    predict::predict(engine, &features, 1, &[vec![0]], clinical)
+    predict::predict(engine, &features, 1, &[vec![0]], clinical, &())
 }

@@ -10,10 +10,14 @@ pub mod bag_list;
 pub mod bags;
 pub mod decode;
 pub mod engine;
+pub mod ensemble;
 pub mod explain;
+pub mod gate;
 pub mod gradcam;
+pub mod head;
 pub mod image_outputs;
 pub mod images;
+pub mod mask;
 pub mod nuclei;
 pub mod outputs;
 pub mod overview;
@@ -21,8 +25,10 @@ pub mod predict;
 pub mod prepare;
 pub mod queue;
 pub mod stain;
+pub mod summary;
 
-pub use engine::{BagPrediction, Engine, Parts};
+pub use engine::{Engine, Parts};
+pub use head::BagPrediction;
 pub use prepare::Prepared;
 pub use queue::{Finished, Seconds, Sink, run};
 
@@ -38,6 +44,8 @@ pub struct Job {
     pub path: PathBuf,
     /// Annotated polygons, for recipes that use them.
     pub regions: Option<PathBuf>,
+    /// Where tiles must lie besides.
+    pub mask: Option<mask::Mask>,
 }
 
 /// How slides are run; none of this changes a result but `open.mpp_override` and `stride_px`.
@@ -55,6 +63,11 @@ pub struct Options {
 pub trait Observer: Sync {
     /// Something happened.
     fn event(&self, event: Event<'_>);
+}
+
+/// Nobody is told.
+impl Observer for () {
+    fn event(&self, _: Event<'_>) {}
 }
 
 /// What an [`Observer`] is told.
@@ -75,6 +88,13 @@ pub enum Event<'a> {
         tiles_per_second: f64,
         /// Share of the time the encoder waited for tiles.
         decode_share: f64,
+    },
+    /// The heads of the current slide were asked.
+    Heads {
+        /// Heads done so far, over all bags and packages.
+        done: usize,
+        /// All of them.
+        total: usize,
     },
     /// A slide is finished, well or badly.
     SlideDone,

@@ -1,22 +1,22 @@
-//! What is written for one slide: the result, the tables, the pictures.
+//! What is written for one slide: the tables and the pictures.
 
-use super::decode::{Tally, TileState};
+use super::gate::Verdict;
 use super::overview::overview;
 use super::predict::HeadResult;
-use super::{Engine, Finished, Prepared};
+use super::{Finished, Prepared};
 use crate::error::{Error, Result};
 use crate::heads::Scores;
 use crate::image::RgbImage;
-use crate::recipe::Bag;
 use crate::report::csv::{self, Attention};
 use crate::report::geojson::{self, Measurement, ObjectType};
 use crate::report::h5::ClamPatches;
 use crate::report::heatmap::{self, Canvas};
-use crate::report::{draw as drawing, png, result};
-use crate::slide::Slide;
+use crate::report::{draw as drawing, png};
 use crate::tissue;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+pub use super::summary::{blank_result, describe, predictions, why_empty};
 
 /// Largest downsample of overlays and heatmaps, CLAM's own.
 const VIS_DOWNSAMPLE: f64 = 32.0;
@@ -122,21 +122,39 @@ pub fn write_geojson(
 /// Writes everything about the predictions of a slide but `result.json` into `dir`.
 ///
 /// The first head's files are `attention.csv`, `heatmap.png` and `tiles.geojson`; those of further
-/// heads carry their name. A head with several attention branches has one heatmap per class.
+/// heads carry their name. A head with several attention branches has one heatmap per class. Heads
+/// that `mapped` does not name have no files of their own.
 ///
 /// # Errors
 /// Naming the file.
-pub fn write_predictions(dir: &Path, slide: &Finished, heads: &[HeadResult]) -> Result<()> {
+pub fn write_predictions(
+    dir: &Path,
+    slide: &Finished,
+    heads: &[HeadResult],
+    mapped: &dyn Fn(&str) -> bool,
+) -> Result<()> {
     let picture = write_area(dir, &slide.prepared)?;
     let mut used: Vec<usize> = slide.bags.concat();
     used.sort_unstable();
     let tiles: Vec<usize> = used.iter().map(|&t| slide.tiles[t]).collect();
     let coords: Vec<[i64; 2]> = tiles.iter().map(|&i| slide.prepared.grid.origins[i]).collect();
     let mut measurements: Vec<(String, Vec<f64>)> = Vec::new();
-    for (i, head) in heads.iter().enumerate() {
+    if let Some(verdict) = slide.verdict.as_ref() {
+        let predicting = heads.iter().any(|h| h.kind == Scores::Prediction && mapped(&h.head));
+        if !predicting {
+            write_gated(&dir.join("tiles.csv"), slide, verdict, &[])?;
+        }
+    }
+    for (i, head) in heads.iter().enumerate().filter(|(_, head)| mapped(&head.head)) {
         let suffix = suffix(i, head);
         let branches = branches(head, &used);
-        write_scores(dir, i, head, &coords, &branches)?;
+        match slide.verdict.as_ref().filter(|_| head.kind == Scores::Prediction) {
+            None => write_scores(dir, i, head, &coords, &branches)?,
+            Some(verdict) => {
+                let columns = predictions_by_tile(&tiles, &branches);
+                write_gated(&dir.join(format!("tiles{suffix}.csv")), slide, verdict, &columns)?;
+            }
+        }
         for branch in branches {
             let dash = if branch.class.is_empty() { "" } else { "-" };
             let path = dir.join(format!("heatmap{suffix}{dash}{}.png", branch.class));
@@ -168,6 +186,41 @@ pub fn write_predictions(dir: &Path, slide: &Finished, heads: &[HeadResult]) -> 
     write_geojson(&dir.join("tiles.geojson"), &slide.prepared, &tiles, &measurements)
 }
 
+/// Predictions by grid index, under the names of their columns.
+type ByTile = (String, BTreeMap<usize, f64>);
+
+fn predictions_by_tile(tiles: &[usize], branches: &[Branch]) -> Vec<ByTile> {
+    let column = |b: &Branch| {
+        let values = b.raw.iter().map(|&v| f64::from(v));
+        (prediction_column(b), tiles.iter().copied().zip(values).collect())
+    };
+    branches.iter().map(column).collect()
+}
+
+fn prediction_column(branch: &Branch) -> String {
+    let of = if branch.class.is_empty() { String::new() } else { format!("_{}", branch.class) };
+    format!("prediction{of}")
+}
+
+/// `tiles.csv` behind a gate: every tile that the gate looked at, the predictions of those that have
+/// one, the probability and whether it passed.
+fn write_gated(path: &Path, slide: &Finished, verdict: &Verdict, said: &[ByTile]) -> Result<()> {
+    let origins = &slide.prepared.grid.origins;
+    let coords: Vec<[i64; 2]> = verdict.tiles.iter().map(|&(tile, _)| origins[tile]).collect();
+    let mut columns: Vec<(String, Vec<f64>)> = said
+        .iter()
+        .map(|(name, values)| {
+            let of = |&(tile, _): &(usize, f64)| values.get(&tile).copied().unwrap_or(f64::NAN);
+            (name.clone(), verdict.tiles.iter().map(of).collect())
+        })
+        .collect();
+    let probabilities = verdict.tiles.iter().map(|&(_, p)| p);
+    let passed = |p: f64| f64::from(u8::from(verdict.passes(p)));
+    columns.push((format!("p_{}", verdict.class), probabilities.clone().collect()));
+    columns.push(("passed".into(), probabilities.map(passed).collect()));
+    csv::write_tiles(path, &coords, &columns)
+}
+
 fn suffix(i: usize, head: &HeadResult) -> String {
     if i == 0 { String::new() } else { format!("-{}", head.head) }
 }
@@ -182,10 +235,7 @@ fn write_scores(
 ) -> Result<()> {
     let suffix = suffix(i, head);
     if head.kind == Scores::Prediction {
-        let column = |b: &Branch| {
-            let of = if b.class.is_empty() { String::new() } else { format!("_{}", b.class) };
-            (format!("prediction{of}"), b.raw.iter().map(|&v| v.into()).collect())
-        };
+        let column = |b: &Branch| (prediction_column(b), b.raw.iter().map(|&v| v.into()).collect());
         let columns: Vec<(String, Vec<f64>)> = branches.iter().map(column).collect();
         return csv::write_tiles(&dir.join(format!("tiles{suffix}.csv")), coords, &columns);
     }
@@ -325,166 +375,6 @@ pub fn clam_patches<'a>(
     })
 }
 
-/// The result of a slide before anything was predicted: what is enough to tell whether a run would
-/// repeat an earlier one.
-pub fn blank_result(
-    engine: &Engine,
-    recipe_id: &str,
-    file_name: &str,
-    sha256: &str,
-    options: BTreeMap<String, serde_json::Value>,
-) -> result::SlideResult {
-    let recipe = engine.recipe();
-    result::SlideResult {
-        schema: result::SCHEMA,
-        program: result::Program::this(),
-        slide: result::Slide {
-            name: file_name.into(),
-            sha256: sha256.into(),
-            format: String::new(),
-            width: 0,
-            height: 0,
-            mpp: None,
-            objective_power: None,
-        },
-        package: result::Package {
-            name: recipe.name.clone(),
-            recipe_id: recipe_id.into(),
-            notice: recipe.notice.clone(),
-        },
-        device: result::Device {
-            kind: engine.device().split(' ').next().unwrap_or_default().into(),
-            name: engine.device().into(),
-        },
-        precision: "f16".into(),
-        options,
-        tiles: result::Tiles {
-            size_level0: None,
-            grid: 0,
-            kept: 0,
-            dropped: BTreeMap::new(),
-            unread: Vec::new(),
-        },
-        regions: String::new(),
-        stain: None,
-        segmentation: None,
-        clinical: BTreeMap::new(),
-        predictions: Vec::new(),
-        warnings: Vec::new(),
-        seconds: result::Seconds::default(),
-    }
-}
-
-/// Adds what is known of an encoded slide.
-pub fn describe(result: &mut result::SlideResult, slide: &Finished) {
-    let prepared = &slide.prepared;
-    describe_slide(&mut result.slide, &prepared.slide);
-    result.regions.clone_from(&prepared.area);
-    result.stain = prepared.stain.as_deref().and_then(|s| serde_json::to_value(s).ok());
-    result.warnings.clone_from(&prepared.warnings);
-    result.tiles = tiles(prepared, &slide.tally, slide.tiles.len());
-    if slide.tally.on_missing > 0 {
-        result.warnings.push(format!(
-            "{} tiles touch areas for which the slide holds no data",
-            slide.tally.on_missing
-        ));
-    }
-    if !result.tiles.unread.is_empty() {
-        let n = result.tiles.unread.len();
-        result.warnings.push(format!("{n} tiles could not be read and were left out"));
-    }
-    let s = slide.seconds;
-    result.seconds.hash = s.hash;
-    result.seconds.prepare = s.prepare;
-    result.seconds.decode = s.decode;
-    result.seconds.encode = s.encode;
-    result.seconds.total = s.hash + s.prepare + s.total;
-}
-
-fn describe_slide(out: &mut result::Slide, slide: &Slide) {
-    out.format = slide.format().into();
-    out.width = slide.levels()[0].width.into();
-    out.height = slide.levels()[0].height.into();
-    out.objective_power = slide.objective_power();
-    out.mpp = slide.mpp().map(|m| result::Mpp { x: m.x, y: m.y, source: m.source.name().into() });
-}
-
-fn tiles(prepared: &Prepared, tally: &Tally, kept: usize) -> result::Tiles {
-    let mut dropped = BTreeMap::new();
-    let mut unread = Vec::new();
-    for (state, &[x, y]) in tally.states.iter().zip(&prepared.grid.origins) {
-        match state {
-            TileState::White => *dropped.entry("white".into()).or_insert(0) += 1,
-            TileState::Blurred => *dropped.entry("blurred".into()).or_insert(0) += 1,
-            TileState::Unread(reason) => {
-                unread.push(result::UnreadTile { x, y, reason: reason.clone() });
-            }
-            TileState::Kept | TileState::Pending => {}
-        }
-    }
-    let encodable = tally.count(|s| *s == TileState::Kept);
-    if encodable > kept {
-        dropped.insert("incomplete bag".into(), (encodable - kept) as u64);
-    }
-    result::Tiles {
-        size_level0: Some(prepared.grid.size_level0),
-        grid: tally.states.len() as u64,
-        kept: kept as u64,
-        dropped,
-        unread,
-    }
-}
-
-/// Head results as `result.json` holds them.
-pub fn predictions(heads: &[HeadResult], bags: &[Vec<usize>]) -> Vec<result::Prediction> {
-    let outcome = |classes: &[String], probabilities: &[f64], value: Option<f64>| match value {
-        Some(value) => result::Outcome::Value { value },
-        None => result::Outcome::Classes {
-            classes: classes.to_vec(),
-            probabilities: probabilities.to_vec(),
-        },
-    };
-    heads
-        .iter()
-        .map(|head| {
-            let per_bag = head.bags.iter().zip(bags).map(|(p, bag)| result::BagPrediction {
-                tiles: bag.len() as u64,
-                logits: p.logits.clone(),
-                outcome: outcome(&head.classes, &p.probabilities, p.value),
-            });
-            result::Prediction {
-                head: head.head.clone(),
-                logits: head.logits.clone(),
-                outcome: outcome(&head.classes, &head.probabilities, head.value),
-                bags: if bags.len() > 1 { per_bag.collect() } else { Vec::new() },
-            }
-        })
-        .collect()
-}
-
-/// Why a slide has no bag to predict from.
-pub fn why_empty(result: &result::SlideResult, bag: Option<&Bag>) -> String {
-    let tiles = &result.tiles;
-    let kept = tiles.kept + tiles.dropped.get("incomplete bag").copied().unwrap_or(0);
-    let mut why = match (tiles.grid, kept, bag) {
-        (0, _, _) => format!("no tile on {}", result.regions),
-        (grid, 0, _) => {
-            let dropped: u64 = tiles.dropped.values().sum();
-            format!(
-                "none of {grid} tiles was kept ({dropped} dropped, {} unreadable)",
-                tiles.unread.len()
-            )
-        }
-        (_, kept, Some(bag)) => format!("{kept} tiles, fewer than one bag of {}", bag.size),
-        (grid, kept, None) => format!("{kept} of {grid} tiles"),
-    };
-    for warning in &result.warnings {
-        why.push_str("; ");
-        why.push_str(warning);
-    }
-    why
-}
-
 /// Writes the attention tables of a slide known by its features only. Without coordinates in the
 /// file there is nothing to place them by, and none is written.
 ///
@@ -495,12 +385,13 @@ pub fn write_feature_attention(
     coords: Option<&[[f64; 2]]>,
     bags: &[Vec<usize>],
     heads: &[HeadResult],
+    mapped: &dyn Fn(&str) -> bool,
 ) -> Result<()> {
     let Some(coords) = coords else { return Ok(()) };
     let mut used: Vec<usize> = bags.concat();
     used.sort_unstable();
     let coords: Vec<[i64; 2]> = used.iter().map(|&t| coords[t].map(|v| v.round() as i64)).collect();
-    for (i, head) in heads.iter().enumerate() {
+    for (i, head) in heads.iter().enumerate().filter(|(_, head)| mapped(&head.head)) {
         let branches = branches(head, &used);
         write_scores(dir, i, head, &coords, &branches)?;
     }

@@ -1,6 +1,6 @@
 //! From the features of a slide to what its heads say: bag by bag, then the mean over bags.
 
-use super::{BagPrediction, Engine};
+use super::{BagPrediction, Engine, Event, Observer, ensemble};
 use crate::error::{Error, Result};
 use crate::heads::{self, Scores, clinical::Table};
 
@@ -28,18 +28,20 @@ pub struct HeadResult {
     pub scores: Vec<f32>,
     /// Softmax of raw attention within its bag, likewise; empty for predictions.
     pub attention: Vec<f32>,
+    /// What each package of an ensemble said of the slide, whose mean the rest is; empty for one.
+    pub members: Vec<heads::Prediction>,
 }
 
-/// Clinical vectors of one patient, one per head, from a table of raw cells.
+/// Clinical vectors of one patient from a table of raw cells: one per head of the first package, then
+/// of the next.
 ///
 /// # Errors
 /// Naming patient and column: a head needs values and there is no table, or a cell is missing.
 pub fn clinical(engine: &Engine, table: Option<&Table>, patient: &str) -> Result<Vec<Vec<f32>>> {
-    let recipe = engine.recipe();
-    recipe
-        .heads
-        .iter()
-        .map(|head| match (head.clinical.is_empty(), table) {
+    let heads = engine.packages().map(|p| &p.recipe);
+    heads
+        .flat_map(|recipe| recipe.heads.iter().map(move |head| (recipe, head)))
+        .map(|(recipe, head)| match (head.clinical.is_empty(), table) {
             (true, _) => Ok(Vec::new()),
             (false, Some(table)) => table.vector(patient, &head.clinical),
             (false, None) => Err(Error::usage(format!(
@@ -50,8 +52,8 @@ pub fn clinical(engine: &Engine, table: Option<&Table>, patient: &str) -> Result
         .collect()
 }
 
-/// Runs every head of the package over the bags of a slide. `features` is `[tiles, D]`, `bags` hold
-/// rows of it.
+/// Runs every head of the engine over the bags of a slide, and takes the mean over its packages.
+/// `features` is `[tiles, D]`, `bags` hold rows of it.
 ///
 /// # Errors
 /// As [`Engine::predict`]; [`crate::Kind::Usage`] when there is no bag.
@@ -61,10 +63,35 @@ pub fn predict(
     tiles: usize,
     bags: &[Vec<usize>],
     clinical: &[Vec<f32>],
+    observer: &dyn Observer,
 ) -> Result<Vec<HeadResult>> {
     if bags.is_empty() || tiles == 0 {
         return Err(Error::usage("there is no bag to predict from"));
     }
+    let (heads, packages) = (engine.heads().count(), engine.packages().len());
+    let (mut done, total) = (0, heads * packages * bags.len());
+    let mut count = || {
+        done += 1;
+        observer.event(Event::Heads { done, total });
+    };
+    let mut members = Vec::with_capacity(packages);
+    for member in 0..packages {
+        let own = engine.features_of(member, tiles, features);
+        let clinical = clinical.get(member * heads..).unwrap_or_default();
+        members.push(one(engine, (member, &own), tiles, bags, clinical, &mut count)?);
+    }
+    Ok(ensemble::combine(members))
+}
+
+/// What one package says.
+fn one(
+    engine: &mut Engine,
+    (member, features): (usize, &[f32]),
+    tiles: usize,
+    bags: &[Vec<usize>],
+    clinical: &[Vec<f32>],
+    done: &mut dyn FnMut(),
+) -> Result<Vec<HeadResult>> {
     let width = features.len() / tiles;
     let mut gathered = Vec::new();
     let mut per_bag: Vec<Vec<BagPrediction>> = Vec::with_capacity(bags.len());
@@ -80,9 +107,9 @@ pub fn predict(
             }
             &gathered
         };
-        per_bag.push(engine.predict(bag.len(), rows, clinical)?);
+        per_bag.push(engine.predict(member, bag.len(), rows, clinical, done)?);
     }
-    let results = engine.heads().enumerate().map(|(i, head)| {
+    let results = engine.heads_of(member).enumerate().map(|(i, head)| {
         let of_head: Vec<&BagPrediction> = per_bag.iter().map(|heads| &heads[i]).collect();
         let mut result = mean(&of_head, head.scores);
         result.head.clone_from(&head.name);
@@ -135,5 +162,6 @@ fn mean(bags: &[&BagPrediction], kind: Scores) -> HeadResult {
         bags: bags.iter().map(|b| b.prediction.clone()).collect(),
         scores: Vec::new(),
         attention: Vec::new(),
+        members: Vec::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! From a slide's file to the list of its tiles.
 
+use super::mask::Mask;
 use super::{Job, stain};
 use crate::error::{Context, Error, Result};
 use crate::recipe::{Recipe, Tiles, Tissue as TissueRule};
@@ -28,6 +29,8 @@ pub struct Prepared {
     pub area: String,
     /// The tiles.
     pub grid: Arc<TileGrid>,
+    /// Positions left out because they do not lie on the mask.
+    pub off_mask: usize,
     /// What is done to the colours of its tiles.
     pub stain: Option<Arc<StainNormalizer>>,
     /// What a reader of the result should know.
@@ -75,12 +78,16 @@ impl Prepared {
             regions: Arc::default(),
             area: String::new(),
             grid: Arc::default(),
+            off_mask: 0,
             stain: None,
             warnings: Vec::new(),
             hash_seconds: 0.0,
             seconds: 0.0,
         };
         prepared.decide(job, tissue, tiles).context(name)?;
+        if let Some(mask) = &job.mask {
+            prepared.keep_on(mask).context(name)?;
+        }
         prepared.seconds = start.elapsed().as_secs_f64();
         Ok(prepared)
     }
@@ -141,6 +148,23 @@ impl Prepared {
             ));
         }
         self.grid = Arc::new(grid);
+        Ok(())
+    }
+
+    /// Drops the tiles that do not lie on a mask.
+    fn keep_on(&mut self, mask: &Mask) -> Result<()> {
+        let level = &self.slide.levels()[0];
+        let bitmap = mask.read(level.width, level.height)?;
+        let grid = Arc::make_mut(&mut self.grid);
+        let before = grid.origins.len();
+        let side = grid.size_level0;
+        let kept: Vec<bool> = grid.origins.iter().map(|&o| bitmap.holds(o, side)).collect();
+        let mut at = kept.iter();
+        grid.origins.retain(|_| at.next().is_some_and(|&kept| kept));
+        let mut at = kept.iter();
+        grid.sources.retain(|_| at.next().is_some_and(|&kept| kept));
+        self.off_mask = before - grid.origins.len();
+        self.area.push_str(" within the mask");
         Ok(())
     }
 

@@ -6,7 +6,8 @@
 //! it can overlap, also across the end of a slide, so that a device does not idle while the last
 //! batch of one slide is waited for.
 
-use super::decode::{self, Slot, Tally};
+use super::decode::{self, Slot, Tally, TileState};
+use super::gate::Verdict;
 use super::{Engine, Event, Job, Observer, Options, Prepared, bags};
 use crate::error::{Error, Result};
 use crate::recipe::{BnMode, Recipe};
@@ -33,6 +34,8 @@ pub struct Finished {
     pub bags: Vec<Vec<usize>>,
     /// What became of every grid position.
     pub tally: Tally,
+    /// What the gate said, if there is one.
+    pub verdict: Option<Verdict>,
     /// Where the time went.
     pub seconds: Seconds,
 }
@@ -205,6 +208,8 @@ struct Current {
     features: Vec<f32>,
     /// Pixels of the kept tiles, only while batch norm needs whole bags.
     pixels: Vec<u8>,
+    /// What the gate said so far.
+    verdict: Option<Verdict>,
     /// Why the slide cannot be finished.
     failure: Option<Error>,
     read: usize,
@@ -297,6 +302,7 @@ impl Consumer<'_> {
             tiles: Vec::new(),
             features: Vec::new(),
             pixels: Vec::new(),
+            verdict: self.engine.gate().map(|gate| gate.verdict()),
             failure: None,
             read: 0,
             under_way: 0,
@@ -306,8 +312,27 @@ impl Consumer<'_> {
         });
     }
 
+    /// Drops the tiles of a batch that the gate does not let pass.
+    fn gate(&mut self, slot: &mut Slot) -> Result<()> {
+        let (Some(gate), Some(current)) = (self.engine.gate(), self.open.back_mut()) else {
+            return Ok(());
+        };
+        let (Some(verdict), rows) = (&mut current.verdict, slot.tiles.len()) else { return Ok(()) };
+        let start = Instant::now();
+        let said = match gate.probabilities(rows, slot.pixels(rows)) {
+            Ok(said) => said,
+            Err(error) => return self.device_failed(error),
+        };
+        let passed: Vec<bool> = said.iter().map(|&p| verdict.passes(p)).collect();
+        verdict.tiles.extend(slot.tiles.iter().copied().zip(said));
+        slot.retain(&passed);
+        current.seconds.encode += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
     /// Gives a batch to the encoder, after the oldest one if every lane is taken.
-    fn batch(&mut self, slot: Slot) -> Result<()> {
+    fn batch(&mut self, mut slot: Slot) -> Result<()> {
+        self.gate(&mut slot)?;
         let rows = slot.tiles.len();
         let whole_bags = self.engine.recipe().encoder.bn_mode == BnMode::Batch;
         if rows > 0 && !whole_bags && self.under_way.len() == self.lanes {
@@ -333,7 +358,7 @@ impl Consumer<'_> {
             return Ok(());
         }
         let start = Instant::now();
-        let width = self.engine.encoder().map_or(0, |e| e.feature_dim);
+        let width = self.engine.feature_dim();
         let first = current.tiles.len();
         current.tiles.extend_from_slice(&slot.tiles);
         current.features.resize(current.tiles.len() * width, 0.0);
@@ -352,7 +377,7 @@ impl Consumer<'_> {
             return Ok(());
         };
         let start = Instant::now();
-        let width = self.engine.encoder().map_or(0, |e| e.feature_dim);
+        let width = self.engine.feature_dim();
         let rows = batch.tiles.len();
         let features = &mut current.features[batch.first * width..][..rows * width];
         let memory = match self.engine.collect(features) {
@@ -403,7 +428,12 @@ impl Consumer<'_> {
             self.observer.event(Event::SlideDone);
             return self.sink.failed(job, error);
         }
-        let Some(tally) = current.end.take() else { return Ok(()) };
+        let Some(mut tally) = current.end.take() else { return Ok(()) };
+        for &(tile, p) in current.verdict.iter().flat_map(|v| &v.tiles) {
+            if current.verdict.as_ref().is_some_and(|v| !v.passes(p)) {
+                tally.states[tile] = TileState::Gated;
+            }
+        }
         let mut bags = bags::groups(current.tiles.len(), self.engine.recipe().bag.as_ref());
         if self.engine.recipe().encoder.bn_mode == BnMode::Batch {
             bags = encode_bags(self.engine, &mut current, &bags)?;
@@ -415,6 +445,7 @@ impl Consumer<'_> {
             features: current.features,
             bags,
             tally,
+            verdict: current.verdict,
             seconds: current.seconds,
         };
         if let Err(error) = self.sink.finished(self.engine, job, finished) {
@@ -442,7 +473,7 @@ fn encode_bags(
     bags: &[Vec<usize>],
 ) -> Result<Vec<Vec<usize>>> {
     let start = Instant::now();
-    let width = engine.encoder().map_or(0, |e| e.feature_dim);
+    let width = engine.feature_dim();
     let row = current.pixels.len() / current.tiles.len().max(1);
     let used: usize = bags.iter().map(Vec::len).sum();
     current.features = vec![0.0; used * width];

@@ -1,8 +1,8 @@
 //! What the types of a recipe cannot say: ranges, and keys that go together.
 
 use super::{
-    Aggregate, BnMode, Clinical, Encoder, Head, NO_ENCODER, Preprocess, Recipe, Segmenter, Stain,
-    Tiles, Tissue, TokenPool,
+    Aggregate, BnMode, Clinical, Encoder, Gate, Head, NO_ENCODER, Preprocess, Recipe, Segmenter,
+    Stain, Tiles, Tissue, TokenPool,
 };
 use std::path::Path;
 
@@ -50,6 +50,9 @@ impl Recipe {
                 return Err(("bn_mode", "bn_mode = \"batch\" needs a [bag]".into()));
             }
             _ => {}
+        }
+        if let Some(gate) = &self.gate {
+            gate.check()?;
         }
         for (i, segmenter) in self.segmenters.iter().enumerate() {
             segmenter.check()?;
@@ -126,6 +129,37 @@ impl Encoder {
         if (vit.pool == TokenPool::Attention) != vit.pool_heads.is_some() {
             let what = "pool_heads goes with pool = \"attention\", and only with it";
             return Err(("pool", what.into()));
+        }
+        Ok(())
+    }
+}
+
+impl Gate {
+    fn check(&self) -> Result<(), Fault> {
+        if !(0.0..=1.0).contains(&self.threshold) {
+            return Err(("threshold", format!("gate: threshold {}: 0 to 1", self.threshold)));
+        }
+        if !self.classes.is_empty() && !self.classes.contains(&self.class) {
+            let what =
+                format!("gate: {:?} is not one of its classes {:?}", self.class, self.classes);
+            return Err(("class", what));
+        }
+        if self.mean.is_some() != self.std.is_some() {
+            return Err(("[gate]", "gate: mean and std go together".into()));
+        }
+        let bad_std = self.std.is_some_and(|std| std.iter().any(|&s| !(s.is_finite() && s > 0.0)));
+        if bad_std || self.mean.is_some_and(|mean| mean.iter().any(|m| !m.is_finite())) {
+            return Err(("[gate]", "gate: mean must be finite, std positive".into()));
+        }
+        if self.classifiers.is_empty() {
+            return Err(("[gate]", "gate: no [[gate.classifier]]".into()));
+        }
+        for (i, classifier) in self.classifiers.iter().enumerate() {
+            weights(&classifier.weights)?;
+            if self.classifiers[..i].iter().any(|c| c.weights == classifier.weights) {
+                let what = format!("gate: {:?} is named twice", classifier.weights);
+                return Err(("weights", what));
+            }
         }
         Ok(())
     }

@@ -52,6 +52,9 @@ pub struct Recipe {
     /// How tiles are grouped before the heads; absent means all tiles of a slide are one bag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bag: Option<Bag>,
+    /// Which tiles are what the heads are about; absent means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
     /// From pictures to maps, for systems that segment.
     #[serde(default, rename = "segmenter", skip_serializing_if = "Vec::is_empty")]
     pub segmenters: Vec<Segmenter>,
@@ -407,6 +410,48 @@ pub enum MapOutput {
     Sigmoid,
     /// Probabilities that add up to 1 over the channels.
     Softmax,
+}
+
+/// Classifiers of tiles that decide which tiles enter encoder and heads. They see what the encoder
+/// sees: the tile in the slide's stain normalisation, resized and cropped.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// What is let pass: `cancer`.
+    pub class: String,
+    /// Class names in the order of the classifiers' outputs, `class` among them; empty when each
+    /// has one output, the logit of `class`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// Smallest probability that passes, of the mean over the classifiers.
+    #[serde(default = "half")]
+    pub threshold: f64,
+    /// Normalisation in place of the encoder's, per channel, on values in 0..1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<[f32; 3]>,
+    /// As `mean`, and only with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std: Option<[f32; 3]>,
+    /// The classifiers whose mean is taken.
+    #[serde(rename = "classifier")]
+    pub classifiers: Vec<Classifier>,
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+/// A tile classifier: an encoder and a linear layer on its features, in one weights file.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Classifier {
+    /// A row of `models::FAMILIES`: `inception_v3`.
+    pub family: String,
+    /// Weights file in the package folder; the last layer is `fc`, `head` or `classifier`.
+    pub weights: String,
+    /// As in the encoder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transform_input: bool,
 }
 
 /// How tiles are grouped before the heads.

@@ -4,7 +4,7 @@
 //! to the same value.
 
 use super::atomic;
-use super::result::Outcome;
+use super::result::{Ensemble, Outcome};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt::Display;
@@ -44,7 +44,8 @@ pub fn write_attention(path: &Path, coords: &[[i64; 2]], branches: &[Attention])
     write(path, &header, rows)
 }
 
-/// Writes `tiles.csv`: `x`, `y` in level-0 pixels, then the named columns, each `[N]`.
+/// Writes `tiles.csv`: `x`, `y` in level-0 pixels, then the named columns, each `[N]`; a cell stays
+/// empty where there is no number (NaN).
 ///
 /// # Errors
 /// Naming the file: lengths that differ, or the system's.
@@ -58,13 +59,15 @@ pub fn write_tiles(path: &Path, coords: &[[i64; 2]], columns: &[(String, Vec<f64
         header.push(name.clone());
     }
     let rows = coords.iter().enumerate().map(|(i, xy)| {
-        let numbers = columns.iter().map(|(_, values)| number(values[i]));
+        let cell = |v: f64| if v.is_nan() { String::new() } else { number(v) };
+        let numbers = columns.iter().map(|(_, values)| cell(values[i]));
         xy.iter().map(i64::to_string).chain(numbers).collect()
     });
     write(path, &header, rows)
 }
 
-/// Reads places and one column of numbers of a table that [`write_tiles`] wrote.
+/// Reads places and one column of numbers of a table that [`write_tiles`] wrote. Rows whose cell in
+/// that column is empty, as those of tiles without a prediction, are passed over.
 ///
 /// # Errors
 /// Naming the file, and row or column: it cannot be read, a column is missing, a cell is not a
@@ -92,6 +95,9 @@ pub fn read_tiles(path: &Path, column: &str) -> Result<(Vec<[i64; 2]>, Vec<f64>)
             let text = cell(at);
             Error::malformed(format!("{}: row {}: {text:?} is not a number", name(), row + 2))
         };
+        if cell(value).is_empty() {
+            continue;
+        }
         let whole = |at: usize| cell(at).parse::<i64>().map_err(|_| bad(at));
         places.push([whole(x)?, whole(y)?]);
         let number = cell(value).parse::<f64>().ok().filter(|v| v.is_finite());
@@ -195,10 +201,14 @@ pub struct CohortRow {
     pub head: String,
     /// What it said.
     pub outcome: Outcome,
+    /// How far the packages of an ensemble agree.
+    pub ensemble: Option<Ensemble>,
 }
 
 /// Writes `predictions.csv`: one row a slide and head with its `value`, or the most probable class
-/// (the first of equals) as `prediction` and one `p_<class>` column for every class of the cohort.
+/// (the first of equals) as `prediction` and one `p_<class>` column for every class of the cohort. An
+/// ensemble adds `sd`, `min`, `max` and `member_<i>` of the value, or the same of each class with the
+/// class behind.
 /// Cells that do not apply are empty, columns that nothing applies to are left out.
 ///
 /// # Errors
@@ -222,6 +232,9 @@ pub fn write_predictions(path: &Path, rows: &[CohortRow]) -> Result<()> {
     header.extend(has_value.then(|| "value".to_owned()));
     header.extend((!columns.is_empty()).then(|| "prediction".to_owned()));
     header.extend(columns.iter().map(|class| format!("p_{class}")));
+    let members = rows.iter().filter_map(|row| row.ensemble.as_ref()).map(|e| e.members.len());
+    let spread = Spread { members: members.max().unwrap_or(0), columns: &columns, has_value };
+    spread.header(&mut header);
     let table = rows.iter().map(|row| {
         let (value, list) = match &row.outcome {
             Outcome::Value { value } => (number(*value), Vec::new()),
@@ -236,9 +249,60 @@ pub fn write_predictions(path: &Path, rows: &[CohortRow]) -> Result<()> {
             let found = list.iter().find(|(class, _)| class == column);
             found.map_or(String::new(), |(_, p)| number(**p))
         }));
+        spread.cells(row, &mut cells);
         cells
     });
     write(path, &header, table)
+}
+
+/// The columns that say how far the members of an ensemble agree; none without members.
+struct Spread<'a> {
+    members: usize,
+    /// Classes of the cohort.
+    columns: &'a [&'a String],
+    has_value: bool,
+}
+
+impl Spread<'_> {
+    /// Suffixes: nothing for a value, then one a class.
+    fn suffixes(&self) -> Vec<String> {
+        let value = self.has_value.then(String::new);
+        value.into_iter().chain(self.columns.iter().map(|class| format!("_{class}"))).collect()
+    }
+
+    fn header(&self, header: &mut Vec<String>) {
+        for suffix in self.suffixes().iter().filter(|_| self.members > 0) {
+            header.extend(["sd", "min", "max"].map(|what| format!("{what}{suffix}")));
+            header.extend((1..=self.members).map(|i| format!("member_{i}{suffix}")));
+        }
+    }
+
+    fn cells(&self, row: &CohortRow, cells: &mut Vec<String>) {
+        if self.members == 0 {
+            return;
+        }
+        let blank = || vec![String::new(); 3 + self.members];
+        // Which number of the answer a group of columns shows.
+        let place = |class: Option<&String>| match (&row.outcome, class) {
+            (Outcome::Value { .. }, None) => Some(0),
+            (Outcome::Classes { classes, .. }, Some(class)) => {
+                classes.iter().position(|c| c == class)
+            }
+            _ => None,
+        };
+        let groups = self.has_value.then_some(None).into_iter();
+        for class in groups.chain(self.columns.iter().map(|class| Some(*class))) {
+            let mut group = blank();
+            if let (Some(i), Some(e)) = (place(class), &row.ensemble) {
+                let members = e.members.iter().map(|m| m.outcome.numbers().get(i));
+                let numbers = [e.sd.get(i), e.min.get(i), e.max.get(i)].into_iter().chain(members);
+                for (cell, value) in group.iter_mut().zip(numbers) {
+                    *cell = value.map_or(String::new(), |v| number(*v));
+                }
+            }
+            cells.extend(group);
+        }
+    }
 }
 
 fn most_probable(list: &[(&String, &f64)]) -> String {
@@ -346,6 +410,7 @@ mod tests {
             slide: slide.into(),
             head: head.into(),
             outcome,
+            ensemble: None,
         };
         let classes = |p: [f64; 2]| Outcome::Classes {
             classes: vec!["N0".into(), "N+".into()],

@@ -38,6 +38,9 @@ pub struct SlideResult {
     pub tiles: Tiles,
     /// What was looked at: `2 tissue contours`, `3 annotated regions`, `whole slide`.
     pub regions: String,
+    /// What the gate of the recipe let pass; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
     /// What was done to the colours of the tiles: the method, what was fitted on the slide and the
     /// target. Absent when nothing was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,6 +117,35 @@ pub struct Package {
     /// What the recipe wants said with every result.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub notice: String,
+    /// The packages of an ensemble, in the order given; `recipe_id` is then that of all together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Member>,
+}
+
+/// One package of an ensemble.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Member {
+    /// Name in the recipe.
+    pub name: String,
+    /// Identity of recipe and weights together.
+    pub recipe_id: String,
+}
+
+/// What a gate did.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Gate {
+    /// What was let pass.
+    pub class: String,
+    /// Smallest probability that passed.
+    pub threshold: f64,
+    /// Tile classifiers whose mean was taken.
+    pub classifiers: u64,
+    /// Tiles that were looked at.
+    pub looked_at: u64,
+    /// Tiles that passed.
+    pub passed: u64,
+    /// Largest probability there was.
+    pub highest: Option<f64>,
 }
 
 /// What computed a result.
@@ -165,6 +197,43 @@ pub struct Prediction {
     /// The same for every bag, where a slide has several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bags: Vec<BagPrediction>,
+    /// How far the packages of an ensemble agree; the answer is their mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ensemble: Option<Ensemble>,
+}
+
+/// How far the packages of an ensemble agree on one head. Lists have one number a class, in the order
+/// of the classes, or one number for a regression.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Ensemble {
+    /// Sample standard deviation.
+    pub sd: Vec<f64>,
+    /// Smallest.
+    pub min: Vec<f64>,
+    /// Largest.
+    pub max: Vec<f64>,
+    /// What each package said, in the order given.
+    pub members: Vec<MemberPrediction>,
+}
+
+/// What one package of an ensemble said.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct MemberPrediction {
+    /// `[C]` or `[1]`.
+    pub logits: Vec<f32>,
+    /// The answer.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+impl Outcome {
+    /// Probabilities, or the one value.
+    pub fn numbers(&self) -> &[f64] {
+        match self {
+            Outcome::Classes { probabilities, .. } => probabilities,
+            Outcome::Value { value } => std::slice::from_ref(value),
+        }
+    }
 }
 
 /// The answer of a head.
@@ -247,17 +316,13 @@ impl SlideResult {
     /// JSON has no NaN: it would be read back as a missing value.
     fn check(&self) -> Result<()> {
         let finite = |logits: &[f32], outcome: &Outcome| {
-            logits.iter().all(|v| v.is_finite())
-                && match outcome {
-                    Outcome::Value { value } => value.is_finite(),
-                    Outcome::Classes { probabilities, .. } => {
-                        probabilities.iter().all(|v| v.is_finite())
-                    }
-                }
+            logits.iter().all(|v| v.is_finite()) && outcome.numbers().iter().all(|v| v.is_finite())
         };
         for p in &self.predictions {
             let bags = p.bags.iter().all(|b| finite(&b.logits, &b.outcome));
-            if !bags || !finite(&p.logits, &p.outcome) {
+            let members = p.ensemble.iter().flat_map(|e| &e.members);
+            let members = members.map(|m| finite(&m.logits, &m.outcome)).all(|finite| finite);
+            if !bags || !members || !finite(&p.logits, &p.outcome) {
                 let what = format!("the prediction of head {} is not a finite number", p.head);
                 return Err(Error::malformed(what));
             }
@@ -328,6 +393,7 @@ mod tests {
                 name: "demo".into(),
                 recipe_id: "demo@01".into(),
                 notice: "not for diagnosis".into(),
+                members: Vec::new(),
             },
             device: Device { kind: "cpu".into(), name: "AVX2".into() },
             precision: "f16".into(),
@@ -340,6 +406,7 @@ mod tests {
                 unread: vec![UnreadTile { x: 512, y: 0, reason: "JPEG cut short".into() }],
             },
             regions: "tissue".into(),
+            gate: None,
             stain: Some(serde_json::json!({ "method": "macenko" })),
             segmentation: None,
             clinical: BTreeMap::new(),
@@ -352,12 +419,14 @@ mod tests {
                         probabilities: vec![0.45, 0.55],
                     },
                     bags: Vec::new(),
+                    ensemble: None,
                 },
                 Prediction {
                     head: "MKI67".into(),
                     logits: vec![1.1],
                     outcome: Outcome::Value { value: 3.0 },
                     bags: Vec::new(),
+                    ensemble: None,
                 },
             ],
             warnings: Vec::new(),

@@ -6,6 +6,9 @@
 use super::{Tensors, inception};
 use crate::error::Result;
 
+/// Why the last layer of a pretrained network is left out.
+const CLASSIFIER: &str = "the classifier of the pretraining";
+
 /// What becomes of one tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -50,7 +53,7 @@ impl Layout {
         match family {
             "balnmp" => Layout::Balnmp,
             "histcode-encoder" => Layout::HistcodeEncoder,
-            "clam-sb" | "clam-mb" | "clam-sb-pool" => Layout::Clam,
+            "clam-sb" | "clam-mb" | "clam-sb-pool" | "clam-sb-nn-pool" => Layout::Clam,
             "abmil" => Layout::Abmil,
             "tile-linear" | "pool-linear" => Layout::LastLayer,
             "inception_v3_keras" => Layout::KerasInception,
@@ -86,7 +89,7 @@ impl Layout {
 
 fn torchvision(key: &str) -> Fate {
     if key.starts_with("classifier.") || key.starts_with("fc.") {
-        return Fate::Drop("the classifier of the pretraining");
+        return Fate::Drop(CLASSIFIER);
     }
     if ["AuxLogits.", "aux1.", "aux2."].iter().any(|aux| key.starts_with(aux)) {
         return Fate::Drop("a classifier for training only");
@@ -113,7 +116,7 @@ fn dense_layer(key: &str) -> String {
 
 fn keras_inception(key: &str) -> Fate {
     if key.starts_with("predictions.") {
-        return Fate::Drop("the classifier of the pretraining");
+        return Fate::Drop(CLASSIFIER);
     }
     if key.starts_with("Conv2d_") || key.starts_with("Mixed_") {
         return Fate::Encoder(key.into());
@@ -140,14 +143,45 @@ fn segmenter(key: &str) -> Fate {
 }
 
 fn balnmp(key: &str) -> Fate {
-    let backbone = ["image_feature_extractor.extractor.0.", "image_feature_extractor.0."];
-    if let Some(rest) = backbone.iter().find_map(|prefix| key.strip_prefix(prefix)) {
-        return Fate::Encoder(format!("features.{rest}"));
+    if let Some(rest) = key.strip_prefix("image_feature_extractor.") {
+        return balnmp_backbone(rest.strip_prefix("extractor.").unwrap_or(rest));
     }
     if key.starts_with("attention_aggregator.") || key.starts_with("classifier.") {
         return Fate::Head(key.into());
     }
     Fate::Unknown
+}
+
+/// BALNMP's backbones are the children of a torchvision network without the last, in order and
+/// numbered, but for the two Inceptions, which keep their names and lose what follows the pooling.
+fn balnmp_backbone(key: &str) -> Fate {
+    const AUXILIARY: [&str; 3] = ["AuxLogits.", "aux1.", "aux2."];
+    if AUXILIARY.iter().any(|aux| key.starts_with(aux)) {
+        return Fate::Drop("a classifier for training only");
+    }
+    if key.starts_with("fc.") {
+        return Fate::Drop(CLASSIFIER);
+    }
+    let Some((child, rest)) = key.split_once('.') else { return Fate::Unknown };
+    let numbered = rest.starts_with(|c: char| c.is_ascii_digit());
+    let dense = ["conv0.", "norm0.", "denseblock", "transition", "norm5."];
+    match child {
+        "0" if numbered => Fate::Encoder(format!("features.{rest}")),
+        "0" if dense.iter().any(|part| rest.starts_with(part)) => {
+            Fate::Encoder(dense_layer(&format!("features.{rest}")))
+        }
+        "0" if rest == "weight" => Fate::Encoder("conv1.weight".into()),
+        "1" if !rest.contains('.') => Fate::Encoder(format!("bn1.{rest}")),
+        "4" | "5" | "6" | "7" if numbered => {
+            let stage = child.parse::<u32>().unwrap_or_default() - 3;
+            Fate::Encoder(format!("layer{stage}.{rest}"))
+        }
+        "conv1" | "conv2" | "conv3" => Fate::Encoder(key.into()),
+        _ if ["Conv2d_", "Mixed_", "inception"].iter().any(|p| child.starts_with(p)) => {
+            Fate::Encoder(key.into())
+        }
+        _ => Fate::Unknown,
+    }
 }
 
 fn histcode_encoder(key: &str) -> Fate {
@@ -168,6 +202,8 @@ fn clam(key: &str) -> Fate {
         "instance_classifiers" => Fate::Drop("instance clustering, for training only"),
         "instance_loss_fn" => Fate::Drop("a loss, for training only"),
         "attention_net" | "classifiers" => Fate::Head(key.into()),
+        // The hidden layer of HistCode's variant without attention.
+        "fc" if key.starts_with("fc.0.") => Fate::Head(key.into()),
         _ => Fate::Unknown,
     }
 }
@@ -234,7 +270,7 @@ fn transformer(key: &str) -> Fate {
         return Fate::Drop("a token of the pretraining");
     }
     if ["head.", "head_dist.", "pooler."].iter().any(|p| key.starts_with(p)) {
-        return Fate::Drop("the classifier of the pretraining");
+        return Fate::Drop(CLASSIFIER);
     }
     let renamed =
         TOP.iter().find_map(|(from, to)| Some(format!("{to}{}", key.strip_prefix(from)?)));
@@ -294,6 +330,21 @@ fn inside_block(rest: &str) -> String {
     renamed.unwrap_or_else(|| rest.to_string())
 }
 
+/// The tensors of a whole classifier, encoder and last layer in one, the last layer as `fc`; the rest
+/// as [`sort`] does.
+///
+/// # Errors
+/// As [`sort`].
+pub fn sort_classifier(checkpoint: &Tensors, layout: Layout) -> Result<Sorted> {
+    let last = |key: &str| {
+        let key = key.replace("module.", "");
+        let (_, part) = key.rsplit_once('.').unwrap_or(("", &key));
+        (layout.fate(&key) == Fate::Drop(CLASSIFIER)).then(|| Fate::Encoder(format!("fc.{part}")))
+    };
+    let fate = |key: &str| last(key).unwrap_or_else(|| layout.fate(key));
+    sort_by(checkpoint, &fate)
+}
+
 /// A checkpoint sorted by a layout.
 #[derive(Debug)]
 pub struct Sorted {
@@ -312,16 +363,20 @@ pub struct Sorted {
 /// # Errors
 /// [`crate::Kind::Weights`] when two tensors would get the same name.
 pub fn sort(checkpoint: &Tensors, layout: Layout) -> Result<Sorted> {
-    let fates = checkpoint.names().map(|key| (key.to_string(), layout.fate(key))).collect();
-    let encoder = checkpoint.renamed(|key| match layout.fate(key) {
+    sort_by(checkpoint, &|key| layout.fate(key))
+}
+
+fn sort_by(checkpoint: &Tensors, fate: &dyn Fn(&str) -> Fate) -> Result<Sorted> {
+    let fates = checkpoint.names().map(|key| (key.to_string(), fate(key))).collect();
+    let encoder = checkpoint.renamed(|key| match fate(key) {
         Fate::Encoder(name) => Some(name),
         _ => None,
     })?;
-    let head = checkpoint.renamed(|key| match layout.fate(key) {
+    let head = checkpoint.renamed(|key| match fate(key) {
         Fate::Head(name) => Some(name),
         _ => None,
     })?;
-    let segmenter = checkpoint.renamed(|key| match layout.fate(key) {
+    let segmenter = checkpoint.renamed(|key| match fate(key) {
         Fate::Segmenter(name) => Some(name),
         _ => None,
     })?;
@@ -350,6 +405,31 @@ mod tests {
                 "attention_aggregator.attention.2.bias",
                 head("attention_aggregator.attention.2.bias"),
             ),
+            (Layout::Balnmp, "image_feature_extractor.extractor.0.weight", encoder("conv1.weight")),
+            (Layout::Balnmp, "image_feature_extractor.extractor.1.bias", encoder("bn1.bias")),
+            (
+                Layout::Balnmp,
+                "image_feature_extractor.extractor.7.2.bn3.bias",
+                encoder("layer4.2.bn3.bias"),
+            ),
+            (
+                Layout::Balnmp,
+                "image_feature_extractor.extractor.0.denseblock1.denselayer1.norm.1.bias",
+                encoder("features.denseblock1.denselayer1.norm1.bias"),
+            ),
+            (
+                Layout::Balnmp,
+                "image_feature_extractor.extractor.Mixed_5b.branch1x1.bn.bias",
+                encoder("Mixed_5b.branch1x1.bn.bias"),
+            ),
+            (
+                Layout::Balnmp,
+                "image_feature_extractor.extractor.inception3a.branch1.conv.weight",
+                encoder("inception3a.branch1.conv.weight"),
+            ),
+            (Layout::Balnmp, "image_feature_extractor.extractor.fc.bias", Fate::Drop(CLASSIFIER)),
+            (Layout::Balnmp, "image_feature_extractor.extractor.8.0.weight", Fate::Unknown),
+            (Layout::Clam, "fc.0.weight", head("fc.0.weight")),
             (Layout::HistcodeEncoder, "module.encoder_q.bn1.bias", encoder("bn1.bias")),
             (Layout::HistcodeEncoder, "encoder_q.fc.2.bias", Fate::Drop("the projection head")),
             (Layout::HistcodeEncoder, "encoder_k.bn1.bias", Fate::Drop("the momentum encoder")),

@@ -24,9 +24,11 @@ pub struct Package {
     /// SHA-256 in hex of the recipe and of every weights file: two packages with the same id give
     /// the same results. Comments and the order of keys in the recipe do not count.
     pub recipe_id: String,
-    /// As `recipe_id`, of what features depend on: everything but heads, segmenters and,
+    /// As `recipe_id`, of what features and their tiles depend on: everything but heads, segmenters and,
     /// unless batch norm looks at them, bags.
     pub encoder_id: String,
+    /// As `recipe_id`, of the gate alone; empty without one.
+    pub gate_id: String,
 }
 
 impl Package {
@@ -45,7 +47,11 @@ impl Package {
         let hash = |names: &[&str]| -> Result<Vec<String>> {
             names.iter().map(|name| file_hash(&dir.join(name))).collect()
         };
-        let encoder = hash(&[&recipe.encoder.weights])?;
+        let mut encoder = hash(&[&recipe.encoder.weights])?;
+        // The gate decides which tiles have features at all.
+        let gate = recipe.gate.iter().flat_map(|gate| &gate.classifiers);
+        let gate = hash(&gate.map(|c| c.weights.as_str()).collect::<Vec<_>>())?;
+        encoder.extend_from_slice(&gate);
         let segmenters = recipe.segmenters.iter().map(|s| s.weights.as_str());
         let heads = recipe.heads.iter().map(|h| h.weights.as_str());
         let others = hash(&segmenters.chain(heads).collect::<Vec<_>>())?;
@@ -56,6 +62,7 @@ impl Package {
             dir: dir.into(),
             recipe_id: id(&recipe, &[encoder.as_slice(), &others].concat())?,
             encoder_id: id(&headless, &encoder)?,
+            gate_id: recipe.gate.as_ref().map_or(Ok(String::new()), |g| id(g, &gate))?,
             recipe,
         })
     }
@@ -97,9 +104,8 @@ impl Package {
     }
 }
 
-fn id(recipe: &Recipe, hashes: &[String]) -> Result<String> {
-    let text = toml::to_string(recipe)
-        .map_err(|e| Error::malformed(format!("recipe {}: {e}", recipe.name)))?;
+fn id(section: &impl serde::Serialize, hashes: &[String]) -> Result<String> {
+    let text = toml::to_string(section).map_err(|e| Error::malformed(format!("recipe: {e}")))?;
     let mut hasher = Sha256::new();
     for part in std::iter::once(&text).chain(hashes) {
         hasher.update((part.len() as u64).to_le_bytes());

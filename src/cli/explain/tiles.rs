@@ -4,6 +4,7 @@ use super::attention::Colours;
 use super::{Global, Look, Outcome, Ready, said, stride};
 use crate::error::{Error, Result};
 use crate::pipeline::{Parts, explain, outputs};
+use crate::recipe::Recipe;
 use crate::report::csv;
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 /// With one head per gene this is a map of a set of genes, such as those of lymphocytes: each head
 /// sees each tile as a bag of one, whose attention is 1 (HistCode). Values are standardised per head
 /// before they are averaged, so that no gene outweighs the others; tiles.csv has them as they are.
+/// weights/histcode-gene/lymphocyte-genes.txt is such a set.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -24,9 +26,12 @@ pub struct Args {
         required_unless_present = "heads_from"
     )]
     heads: Vec<String>,
-    /// File with one name of a head a line
+    /// File with one name of a head a line; what follows # is a remark
     #[arg(long, value_name = "FILE", conflicts_with = "heads")]
     heads_from: Option<PathBuf>,
+    /// Leave out names that the package has no head for, and say which
+    #[arg(long)]
+    skip_missing: bool,
     /// Average values as they are
     #[arg(long)]
     raw_mean: bool,
@@ -45,6 +50,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let names = names(args)?;
     let Ready { backend, mut engine, job, mut options, progress } =
         args.look.ready(Parts::Encoder, 1, global)?;
+    let names = there(names, engine.recipe(), args.skip_missing, global)?;
     options.stride_px = Some(stride(engine.recipe(), args.overlap)?).filter(|_| args.overlap > 0.0);
     let slide = explain::encode(&mut engine, &job, &options, &progress)?;
     let n = slide.tiles.len();
@@ -83,12 +89,32 @@ fn names(args: &Args) -> Result<Vec<String>> {
     let Some(path) = &args.heads_from else { return Ok(args.heads.clone()) };
     let name = || path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(name(), e))?;
-    let names: Vec<String> =
-        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
+    let name_of = |line: &str| line.split('#').next().unwrap_or_default().trim().to_string();
+    let names: Vec<String> = text.lines().map(name_of).filter(|name| !name.is_empty()).collect();
     if names.is_empty() {
         return Err(Error::usage(format!("{}: no name of a head", name())));
     }
     Ok(names)
+}
+
+/// The names that the package has heads for; others are an error before any tile is read, or are
+/// skipped aloud.
+fn there(names: Vec<String>, recipe: &Recipe, skip: bool, global: &Global) -> Result<Vec<String>> {
+    if let Some(twice) = (1..names.len()).find(|&i| names[..i].contains(&names[i])) {
+        return Err(Error::usage(format!("the head {} is named twice", names[twice])));
+    }
+    let has = |name: &String| recipe.heads.iter().any(|h| h.name == *name);
+    let (known, missing): (Vec<String>, Vec<String>) = names.into_iter().partition(has);
+    if missing.is_empty() {
+        return Ok(known);
+    }
+    let list = missing.join(", ");
+    if !skip || known.is_empty() {
+        let what = format!("the package {} has no head {list}", recipe.name);
+        return Err(Error::usage(if skip { what } else { format!("{what} (--skip-missing)") }));
+    }
+    global.say(&format!("averaged over {} heads; the package has no {list}", known.len()));
+    Ok(known)
 }
 
 /// The mean over heads for each tile, of values or of values in standard deviations of their head.

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::heads::weep;
 use crate::pipeline::{Prepared, outputs};
 use crate::recipe::{Aggregate, Recipe};
-use crate::report::{csv, heatmap};
+use crate::report::{csv, heatmap, plot};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -15,7 +15,8 @@ use std::path::PathBuf;
 ///
 /// Tiles are taken away from the highest prediction down, until the percentile of those left falls
 /// below the threshold; what was taken away before is the explanation. Reads tiles.csv as `predict`
-/// writes it for heads that predict tiles.
+/// writes it for heads that predict tiles; tiles that a gate left out have no prediction and take no
+/// part. Writes weep.csv, the running score as weep_curve.svg and .png, and with --slide weep.png.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Predictions of tiles: x, y and a column of predictions
@@ -74,6 +75,10 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     ];
     csv::write_tiles(&path, &at, &columns)?;
     said(global, &path);
+    let mut points = vec![[0.0, weep::score(&predictions, q)]];
+    points.extend(removals.iter().map(|r| [100.0 * r.removed, r.score]));
+    plot::weep::weep(&points, selected.len(), args.threshold).write(&args.out)?;
+    said(global, &args.out.join("weep_curve.svg"));
     if let (Some(slide), Some(recipe)) = (&args.slide, &recipe) {
         let job = cohort::jobs(std::slice::from_ref(slide), args.regions.as_deref())?.remove(0);
         let prepared = Prepared::new(&job, 0, recipe, &args.open.options()?)?;
@@ -116,7 +121,7 @@ fn tell(args: &Args, q: f32, predictions: &[f64], removals: &[weep::Removal], se
     if args.json {
         print_json(&json!({
             "tiles": predictions.len(), "percentile": q, "threshold": args.threshold,
-            "above": !removals.is_empty(), "selected": selected, "selected_share": share,
+            "score": weep::score(predictions, q), "above": !removals.is_empty(), "selected": selected, "selected_share": share,
         }));
     } else if removals.is_empty() {
         println!("the slide is below {} from the start: nothing to explain", args.threshold);

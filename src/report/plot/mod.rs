@@ -17,6 +17,7 @@ pub mod nomogram;
 mod raster;
 pub mod survival;
 pub mod svg;
+pub mod weep;
 
 pub use figure::Figure;
 
