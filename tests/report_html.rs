@@ -1,6 +1,8 @@
 //! `histokern report`: one page that needs nothing but itself and lets nothing from a file become
 //! markup.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -48,7 +50,7 @@ fn is_self_contained(html: &str) {
         assert!(tags(html, element).is_empty(), "<{element}>");
     }
     for tag in tags(html, "img") {
-        assert!(tag.contains("src=\"data:image/png;base64,"), "{tag}");
+        assert!(tag.contains("src=\"data:image/"), "{tag}");
         assert!(tag.contains(" alt=\"") && !tag.contains("alt=\"\""), "{tag}");
     }
     let links = tags(html, "link");
@@ -119,6 +121,29 @@ fn a_figure_with_a_script_is_refused_by_name() {
     let err = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(!done.status.success() && err.contains("roc.svg") && err.contains("<script>"), "{err}");
     assert!(!page.exists());
+}
+
+#[test]
+fn large_pictures_are_shrunk_to_a_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("maps");
+    fs::create_dir(&folder).unwrap();
+    let (width, height) = (2400, 600);
+    let mut encoder =
+        png::Encoder::new(fs::File::create(folder.join("map.png")).unwrap(), width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    let red: Vec<u8> = [200, 30, 60].repeat((width * height) as usize);
+    encoder.write_header().unwrap().write_image_data(&red).unwrap();
+    let page = dir.path().join("page.html").display().to_string();
+    run(&["report", &folder.display().to_string(), "-o", &page]);
+    let html = fs::read_to_string(&page).unwrap();
+    let (_, data) = html.split_once("data:image/jpeg;base64,").expect("no JPEG");
+    let jpeg = STANDARD.decode(data.split('"').next().unwrap()).unwrap();
+    let mut decoder = jpeg_decoder::Decoder::new(&jpeg[..]);
+    let pixels = decoder.decode().unwrap();
+    let info = decoder.info().unwrap();
+    assert_eq!((info.width, info.height), (1200, 300));
+    assert!(pixels.iter().zip(red).all(|(a, b)| a.abs_diff(b) < 6));
 }
 
 #[test]

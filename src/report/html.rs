@@ -153,14 +153,15 @@ impl Page {
         );
     }
 
-    /// Pictures side by side: PNG bytes, alternative text and caption of each.
+    /// Pictures side by side: bytes of a PNG or JPEG file, alternative text and caption of each.
     pub fn pictures(&mut self, pictures: &[(Vec<u8>, String, String)]) {
         self.body.push_str("<div class=\"pictures\">\n");
-        for (png, alt, caption) in pictures {
-            let data = STANDARD.encode(png);
+        for (bytes, alt, caption) in pictures {
+            let data = STANDARD.encode(bytes);
+            let kind = if bytes.starts_with(b"\xff\xd8") { "jpeg" } else { "png" };
             let _ = writeln!(
                 self.body,
-                "<figure><img src=\"data:image/png;base64,{data}\" alt=\"{}\">\
+                "<figure><img src=\"data:image/{kind};base64,{data}\" alt=\"{}\">\
                  <figcaption>{}</figcaption></figure>",
                 escape(alt),
                 escape(caption)
