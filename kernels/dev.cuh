@@ -57,6 +57,7 @@ DEV float high_half(u32 pair) { return half_to_float((u16)(pair >> 16)); }
 // ---- Threads
 
 DEV void barrier_block() { __syncthreads(); }
+DEV void barrier_warp() { __syncwarp(); }
 // Of `threads` threads, which all name the same barrier (1 to 15).
 DEV void barrier_named(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
