@@ -51,6 +51,11 @@ DEV u32 pack_halves(float low, float high) {
 #endif
 }
 
+// Rounded to nearest and never fused with what comes next: the bits of a host without fused
+// multiply-adds.
+DEV float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+DEV float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+
 DEV float low_half(u32 pair) { return half_to_float((u16)pair); }
 DEV float high_half(u32 pair) { return half_to_float((u16)(pair >> 16)); }
 

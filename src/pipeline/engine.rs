@@ -1,5 +1,6 @@
 //! A package readied on a backend: its encoder and its heads, each one session.
 
+use super::decode::Slot;
 use crate::backend::{self, Backend, HostMemory, Input, Session};
 use crate::error::{Context, Error, Result};
 use crate::heads::{self, Head, Prediction};
@@ -15,6 +16,8 @@ pub struct Engine {
     encoder: Option<(Encoder, Box<dyn Session>)>,
     heads: Vec<(Head, Box<dyn Session>)>,
     batch: usize,
+    /// Pixels of a tile that the encoder's session makes into its input by itself; 0 for none.
+    tile_pixels: usize,
     notes: Vec<String>,
     /// The batch given to an encoder that works on one batch at a time: it runs when collected.
     waiting: Option<(usize, HostMemory)>,
@@ -59,7 +62,7 @@ impl Engine {
             Some(bag) if recipe.encoder.bn_mode == BnMode::Batch => (bag.size, true),
             _ => (batch.max(1), false),
         };
-        let mut notes = Vec::new();
+        let (mut notes, mut tile_pixels) = (Vec::new(), 0);
         let encoder = match parts {
             Parts::Heads => None,
             Parts::Encoder | Parts::All => {
@@ -70,9 +73,10 @@ impl Engine {
                 let session = if whole {
                     backend.prepare(graph, batch)?
                 } else {
-                    let (session, note) = backend::prepare_fitting(backend, graph, batch)?;
+                    let (mut session, note) = backend::prepare_fitting(backend, graph, batch)?;
                     notes.extend(note);
                     batch = session.max_rows().min(batch);
+                    tile_pixels = accepted(&mut *session, recipe)?;
                     session
                 };
                 Some((encoder, session))
@@ -97,7 +101,7 @@ impl Engine {
             }
         }
         let (device, heads, waiting) = (backend.name(), loaded, None);
-        Ok(Engine { device, package, encoder, heads, batch, notes, waiting })
+        Ok(Engine { device, package, encoder, heads, batch, tile_pixels, notes, waiting })
     }
 
     /// The package.
@@ -118,6 +122,12 @@ impl Engine {
     /// Largest number of tiles in one batch.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Pixels of a tile that the encoder's session makes into its input by itself: resized, cropped
+    /// and recoloured as the recipe says. 0 when it takes nothing but its input.
+    pub fn tile_pixels(&self) -> usize {
+        self.tile_pixels
     }
 
     /// What a user should know about how the package was readied.
@@ -156,27 +166,34 @@ impl Engine {
         Ok(self.encoder_session()?.1.overlapped().map_or(1, |o| o.lanes()))
     }
 
-    /// Memory for the pixels of one batch, of the kind the device copies from fastest.
+    /// A slot for one batch, in memory of the kind the device copies from fastest.
     ///
     /// # Errors
     /// [`crate::Kind::Device`] when there is none left.
-    pub fn lend(&mut self) -> Result<HostMemory> {
-        let batch = self.batch;
+    pub fn slot(&mut self) -> Result<Slot> {
+        let (batch, tile_pixels) = (self.batch, self.tile_pixels);
         let (encoder, session) = self.encoder_session()?;
-        let bytes = batch * 3 * encoder.input_px.iter().product::<usize>();
-        match session.overlapped() {
-            Some(overlapped) => overlapped.lend(bytes),
-            None => Ok(Box::new(vec![0; bytes])),
-        }
+        let pixels = encoder.input_px.iter().product::<usize>().max(tile_pixels);
+        let bytes = batch * 3 * pixels;
+        let memory = match session.overlapped() {
+            Some(overlapped) => overlapped.lend(bytes)?,
+            None => Box::new(vec![0; bytes]),
+        };
+        Ok(Slot::new(memory, batch))
     }
 
-    /// Starts to encode `rows` tiles; fewer than [`Engine::lanes`] batches are under way.
+    /// Starts to encode the tiles of a slot; fewer than [`Engine::lanes`] batches are under way.
     ///
     /// # Errors
     /// As [`Engine::encode`].
-    pub fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
+    pub fn submit(&mut self, slot: Slot) -> Result<()> {
+        let (rows, how) = (slot.tiles.len(), slot.how.clone());
+        let pixels = slot.into_pixels();
         if let Some(overlapped) = self.encoder_session()?.1.overlapped() {
-            return overlapped.submit(rows, pixels);
+            return match how {
+                None => overlapped.submit(rows, pixels),
+                Some(how) => overlapped.submit_tiles(rows, pixels, &how),
+            };
         }
         match self.waiting.replace((rows, pixels)) {
             None => Ok(()),
@@ -184,11 +201,16 @@ impl Engine {
         }
     }
 
-    /// Waits for the oldest batch: its `[rows, D]` features and its memory.
+    /// Waits for the oldest batch: its `[rows, D]` features and its memory as a free slot.
     ///
     /// # Errors
     /// As [`Engine::encode`].
-    pub fn collect(&mut self, features: &mut [f32]) -> Result<HostMemory> {
+    pub fn collect(&mut self, features: &mut [f32]) -> Result<Slot> {
+        let batch = self.batch;
+        self.collect_memory(features).map(|memory| Slot::new(memory, batch))
+    }
+
+    fn collect_memory(&mut self, features: &mut [f32]) -> Result<HostMemory> {
         if let Some((rows, pixels)) = self.waiting.take() {
             let (encoder, _) = self.encoder_session()?;
             let bytes = rows * 3 * encoder.input_px.iter().product::<usize>();
@@ -243,4 +265,24 @@ impl Engine {
         }
         Ok(out)
     }
+}
+
+/// Tiles are handed over as they are read up to this many times the pixels of the input: beyond, less is
+/// gained on the host than is lost in copying.
+const MOST_TIMES: usize = 8;
+
+/// Pixels of a tile that a session accepts of those a recipe has to offer: up to twice the sides of its
+/// tiles, which levels of a slide are read at.
+fn accepted(session: &mut dyn Session, recipe: &Recipe) -> Result<usize> {
+    let preprocess = &recipe.preprocess;
+    let fixed = preprocess.resize.is_none() && preprocess.crop.is_none();
+    let times = if recipe.tiles.mpp.is_some() { 2 } else { 1 };
+    if fixed && times == 1 && recipe.stain.is_none() {
+        return Ok(0);
+    }
+    let area = |side: u32| (side as usize).pow(2);
+    let pixels = area(times * recipe.tiles.size_px).min(MOST_TIMES * area(recipe.input_px()));
+    let overlapped = session.overlapped();
+    let accepts = overlapped.map_or(Ok(false), |overlapped| overlapped.accept_tiles(pixels))?;
+    Ok(if accepts { pixels } else { 0 })
 }

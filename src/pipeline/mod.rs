@@ -18,6 +18,7 @@ pub mod predict;
 pub mod prepare;
 pub mod queue;
 pub mod stain;
+pub mod way;
 
 pub use engine::{BagPrediction, Engine, Parts};
 pub use prepare::Prepared;
