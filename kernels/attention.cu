@@ -36,6 +36,8 @@ KERNEL BOUNDS(THREADS, 1) attention_whole(PARAM SelfAttentionParams p) {
     join_largest(largest, s);
     exponentiate(s, largest, total, p.scale);
     multiply_values(o, s, values, count);
+    // Addresses of the stores would otherwise be made while the scores still fill the registers.
+    barrier_warp();
     store_values(p, o, total, tile * 16);
   }
 }

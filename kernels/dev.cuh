@@ -51,12 +51,18 @@ DEV u32 pack_halves(float low, float high) {
 #endif
 }
 
+// Rounded to nearest and never fused with what comes next: the bits of a host without fused
+// multiply-adds.
+DEV float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+DEV float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+
 DEV float low_half(u32 pair) { return half_to_float((u16)pair); }
 DEV float high_half(u32 pair) { return half_to_float((u16)(pair >> 16)); }
 
 // ---- Threads
 
 DEV void barrier_block() { __syncthreads(); }
+DEV void barrier_warp() { __syncwarp(); }
 // Of `threads` threads, which all name the same barrier (1 to 15).
 DEV void barrier_named(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -12,10 +12,12 @@ mod fusions;
 mod record;
 #[path = "common/report.rs"]
 mod report;
-#[path = "cuda/resize.rs"]
-mod resize;
 #[path = "cuda/runtime.rs"]
 mod runtime;
+#[path = "cuda/slides.rs"]
+mod slides;
+#[path = "cuda/tiles.rs"]
+mod tiles;
 
 use histokern::backend::Backend;
 use histokern::backend::cases::{self, Case, Numbers, Values};

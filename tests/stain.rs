@@ -221,9 +221,9 @@ fn recipe(stain: &str, preprocess: &str) -> Recipe {
 fn first_tiles(job: &Job, recipe: &Recipe, threads: usize) -> (Prepared, Vec<u8>, Vec<usize>) {
     let prepared = Prepared::new(job, 0, recipe, &OpenOptions::default()).unwrap();
     let (pixels, tiles) = {
-        let reader = TileReader::new(&prepared, recipe, threads).unwrap();
+        let reader = TileReader::new(&prepared, recipe, threads, 0).unwrap();
         let bytes = 3 * (recipe.input_px() as usize).pow(2);
-        let mut slot = Slot::new(Box::new(vec![0; 8 * bytes]), bytes);
+        let mut slot = Slot::new(Box::new(vec![0; 8 * bytes]), 8);
         let mut tally = Tally::new(prepared.grid.origins.len());
         reader.fill(0, &mut slot, &mut tally);
         (slot.pixels(slot.tiles.len()).to_vec(), slot.tiles.clone())

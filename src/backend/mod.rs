@@ -7,10 +7,12 @@ pub mod measure;
 mod oracle;
 mod several;
 pub mod suite;
+mod tiles;
 
 pub use crate::graph::Input;
 pub use oracle::Oracle;
 pub use several::Several;
+pub use tiles::{Axis, Exponents, Preparation, TileStep};
 
 use crate::error::{Error, Kind, Result};
 use crate::graph::Graph;
@@ -97,6 +99,30 @@ pub trait Overlapped {
     /// # Errors
     /// As [`Session::run`]; [`crate::Kind::Usage`] when every lane is taken.
     fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()>;
+
+    /// Makes room for batches of tiles of up to `pixels` pixels each that the machine makes into the
+    /// network's input by itself, in place of the room made before. `false` when it does not do that
+    /// or has no memory for it: then it takes nothing but the network's own input.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Device`] when the machine fails; [`crate::Kind::Usage`] with batches under way.
+    fn accept_tiles(&mut self, _pixels: usize) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// As [`Overlapped::submit`], with tiles `[rows, H, W, 3]` that `how` makes into the network's
+    /// input first: with the bytes that the host would make of them.
+    ///
+    /// # Errors
+    /// As [`Overlapped::submit`]; [`crate::Kind::Usage`] when there is no room for such tiles.
+    fn submit_tiles(
+        &mut self,
+        _rows: usize,
+        _tiles: HostMemory,
+        _how: &Arc<Preparation>,
+    ) -> Result<()> {
+        Err(Error::usage("this machine takes nothing but the network's own input"))
+    }
 
     /// Waits for the oldest batch, fills `outputs` as [`Session::run`] does and gives the memory of
     /// the pixels back.

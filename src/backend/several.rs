@@ -1,6 +1,6 @@
 //! Several machines as one: every batch goes to one of them, and results come back in order.
 
-use super::{Backend, HostMemory, Input, Overlapped, Session};
+use super::{Backend, HostMemory, Input, Overlapped, Preparation, Session};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Shape};
 use std::collections::VecDeque;
@@ -72,6 +72,18 @@ struct Spread {
     order: VecDeque<usize>,
 }
 
+impl Spread {
+    /// Gives a batch to the member with the fewest under way.
+    fn give(&mut self, submit: impl FnOnce(&mut dyn Overlapped) -> Result<()>) -> Result<()> {
+        let free = (0..self.members.len()).min_by_key(|&i| self.members[i].under_way).unwrap_or(0);
+        let member = &mut self.members[free];
+        submit(member.overlapped()?)?;
+        member.under_way += 1;
+        self.order.push_back(free);
+        Ok(())
+    }
+}
+
 impl Session for Spread {
     fn max_rows(&self) -> usize {
         self.members.iter().map(|m| m.session.max_rows()).min().unwrap_or(0)
@@ -114,14 +126,25 @@ impl Overlapped for Spread {
         self.members[0].overlapped()?.lend(bytes)
     }
 
-    /// To the member with the fewest batches under way.
     fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
-        let free = (0..self.members.len()).min_by_key(|&i| self.members[i].under_way).unwrap_or(0);
-        let member = &mut self.members[free];
-        member.overlapped()?.submit(rows, pixels)?;
-        member.under_way += 1;
-        self.order.push_back(free);
-        Ok(())
+        self.give(|member| member.submit(rows, pixels))
+    }
+
+    fn accept_tiles(&mut self, pixels: usize) -> Result<bool> {
+        let mut all = true;
+        for member in &mut self.members {
+            all &= member.overlapped()?.accept_tiles(pixels)?;
+        }
+        Ok(all)
+    }
+
+    fn submit_tiles(
+        &mut self,
+        rows: usize,
+        tiles: HostMemory,
+        how: &Arc<Preparation>,
+    ) -> Result<()> {
+        self.give(|member| member.submit_tiles(rows, tiles, how))
     }
 
     fn collect(&mut self, outputs: &mut [&mut [f32]]) -> Result<HostMemory> {

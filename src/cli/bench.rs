@@ -37,6 +37,7 @@ const RIGHT: f64 = 5e-4;
                   of operations / peak rate and bytes / copy rate.\nBatch sizes take turns, so that \
                   what disturbs the machine disturbs all alike.\n\nExamples:\n  \
                   histokern bench --model resnet50 --batch 1,16\n  \
+                  histokern bench --model vit_b16 --device cuda\n  \
                   histokern bench --package weights/demo --device cuda --batch 1,32,256 --json\n  \
                   histokern bench --package weights/demo --slide biopsy.svs"
 )]
@@ -44,8 +45,9 @@ pub struct Args {
     /// Package folder
     #[arg(long, value_name = "PKG", group = "network")]
     package: Option<PathBuf>,
-    /// Encoder family with random weights, such as resnet50
-    #[arg(long, value_name = "NAME", group = "network")]
+    /// Network with random weights: an encoder family, a segmenter, or a vision transformer by its
+    /// size, such as resnet50, smp-unet-resnet34 or vit_l16 (a wrong name lists all)
+    #[arg(long, visible_alias = "family", value_name = "NAME", group = "network")]
     model: Option<String>,
     /// Pixels of a side, with --model
     #[arg(long, value_name = "PX", default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=4096), conflicts_with = "package")]
@@ -143,9 +145,8 @@ fn network(args: &Args) -> Result<(String, Arc<Graph>)> {
         return Ok((format!("{} ({})", package.recipe.name, encoder.name), encoder.graph));
     }
     let name = args.model.as_deref().unwrap_or_default();
-    let family = models::family(name)?;
-    let encoder = random::encoder(family, random::PUBLISHED_WIDTH, args.side as usize, 1)?;
-    Ok((format!("{name} at {} px, random weights", args.side), encoder.graph))
+    let graph = random::graph(name, args.side as usize, 1)?;
+    Ok((format!("{name} at {} px, random weights", args.side), graph))
 }
 
 /// Times every batch size in turn until the time is up, then the rate of overlapped batches.

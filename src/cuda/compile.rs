@@ -47,6 +47,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("affine.cu", include_str!("../../kernels/affine.cu")),
     ("upsample.cu", include_str!("../../kernels/upsample.cu")),
     ("resize.cu", include_str!("../../kernels/resize.cu")),
+    ("recolour.cu", include_str!("../../kernels/recolour.cu")),
     ("layout.cu", include_str!("../../kernels/layout.cu")),
 ];
 

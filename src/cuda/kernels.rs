@@ -339,6 +339,7 @@ pub static KERNELS: &[Kernel] = &[
     plain("patches", "preprocess.cu", [256, 1, 1], 40, size_of::<params::Patches>()),
     plain("resize_rows", "resize.cu", [256, 1, 1], 48, size_of::<params::Resize>()),
     plain("resize_columns", "resize.cu", [256, 1, 1], 48, size_of::<params::Resize>()),
+    plain("recolour", "recolour.cu", [256, 1, 1], 40, size_of::<params::Recolour>()),
     plain("import", "layout.cu", [256, 1, 1], 40, size_of::<params::Copy>()),
     plain("copy", "layout.cu", [256, 1, 1], 40, size_of::<params::Copy>()),
     plain("flatten", "layout.cu", [32, 8, 1], 40, size_of::<params::Copy>()),

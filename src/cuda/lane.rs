@@ -6,7 +6,8 @@
 use super::device::{Gpu, Pinned, failed};
 use super::launch::Launch;
 use super::lower::Memory;
-use crate::backend::HostMemory;
+use super::preprocess::{Readied, Room};
+use crate::backend::{HostMemory, Preparation};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Shape, TensorId};
 use cudarc::driver::result;
@@ -87,6 +88,8 @@ pub(super) struct Lane {
     memory: Memory,
     program: Program,
     recorded: HashMap<usize, Recorded>,
+    /// What was last done to tiles of this lane.
+    readied: Option<Readied>,
     /// The outputs of the batch, laid out as on the device.
     results: Pinned,
     copied: CudaEvent,
@@ -107,6 +110,7 @@ impl Lane {
         let event = || gpu.context.new_event(Some(SLEEPING)).map_err(|e| failed("no event", e));
         Ok(Lane {
             recorded: HashMap::new(),
+            readied: None,
             results: Pinned::new(gpu, result_bytes)?,
             copied: event()?,
             computed: event()?,
@@ -137,7 +141,27 @@ impl Lane {
         Ok(())
     }
 
-    /// Starts a batch and keeps its pixels; `bytes` of them are the batch's.
+    /// Readies the lane for tiles of a preparation that come at `tiles`; no batch of it is under way.
+    ///
+    /// # Errors
+    /// A driver call that failed, or no memory for the tables.
+    pub fn ready(
+        &mut self,
+        gpu: &Arc<Gpu>,
+        streams: &Streams,
+        how: &Arc<Preparation>,
+        tiles: u64,
+        room: &Room,
+    ) -> Result<()> {
+        if !self.readied.as_ref().is_some_and(|readied| readied.is_of(how)) {
+            let input = self.memory.inputs.first().copied().unwrap_or_default();
+            self.readied = Some(Readied::new(gpu, &streams.copy_in, how, [tiles, input], room)?);
+        }
+        Ok(())
+    }
+
+    /// Starts a batch and keeps its pixels; `bytes` of them are the batch's. They are the network's
+    /// input, or at `tiles` become it by what the lane was readied for.
     ///
     /// # Errors
     /// A driver call that failed; the streams must then settle before the lane is dropped.
@@ -148,6 +172,7 @@ impl Lane {
         rows: usize,
         bytes: usize,
         pixels: HostMemory,
+        tiles: Option<u64>,
     ) -> Result<()> {
         // Kept before anything is queued: what a failing call leaves behind may still be copied.
         let (_, pixels) = self.batch.insert((rows, Some(pixels)));
@@ -155,8 +180,19 @@ impl Lane {
         let (at, len) = (pixels.as_ptr(), bytes.min(pixels.len()));
         // SAFETY: the lane owns the memory, which does not move, until the batch is collected.
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
-        // SAFETY: as above.
-        unsafe { self.copy_in(streams, std::iter::once(bytes)) }?;
+        match tiles {
+            // SAFETY: as above.
+            None => unsafe { self.copy_in(streams, std::iter::once(bytes)) }?,
+            Some(address) => {
+                // SAFETY: as above, and the room for tiles was made for at least this many bytes.
+                unsafe { copy_in(streams, &self.copied, std::iter::once((bytes, address))) }?;
+                streams.compute.wait(&self.copied).map_err(|e| failed("tiles", e))?;
+                if let Some(readied) = &mut self.readied {
+                    // SAFETY: the input and the room for tiles were laid out for this many rows.
+                    unsafe { readied.queue(&streams.compute, rows) }?;
+                }
+            }
+        }
         self.compute(&streams.compute, rows)?;
         self.copy_out(streams, graph, rows)
     }
@@ -219,13 +255,9 @@ impl Lane {
         streams: &Streams,
         inputs: impl Iterator<Item = &'i [u8]>,
     ) -> Result<()> {
-        // Whoever used the lane before has been waited for, so nothing still reads its inputs.
-        for (bytes, &address) in inputs.zip(&self.memory.inputs) {
-            // SAFETY: the layout gives the input this many bytes, and the caller keeps the source.
-            unsafe { result::memcpy_htod_async(address, bytes, streams.copy_in.cu_stream()) }
-                .map_err(|e| failed("input", e))?;
-        }
-        self.copied.record(&streams.copy_in).map_err(|e| failed("input", e))
+        let placed = inputs.zip(self.memory.inputs.iter().copied());
+        // SAFETY: the layout gives the input this many bytes, and the caller keeps the source.
+        unsafe { copy_in(streams, &self.copied, placed) }
     }
 
     fn compute(&mut self, stream: &Arc<CudaStream>, rows: usize) -> Result<()> {
@@ -267,6 +299,24 @@ impl Lane {
         }
         self.done.record(&streams.copy_out).map_err(fail)
     }
+}
+
+/// Copies bytes to their addresses and records when that is done. Whoever used the lane before has been
+/// waited for, so nothing still reads what lies there.
+///
+/// # Safety
+/// There is room for the bytes, which stay where they are until the batch has been waited for.
+unsafe fn copy_in<'i>(
+    streams: &Streams,
+    copied: &CudaEvent,
+    placed: impl Iterator<Item = (&'i [u8], u64)>,
+) -> Result<()> {
+    for (bytes, address) in placed {
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_htod_async(address, bytes, streams.copy_in.cu_stream()) }
+            .map_err(|e| failed("input", e))?;
+    }
+    copied.record(&streams.copy_in).map_err(|e| failed("input", e))
 }
 
 /// Bytes of a graph input or output of `rows` rows as the caller holds it: u8 pixels, else f32.

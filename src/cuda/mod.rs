@@ -15,7 +15,7 @@ mod maps;
 pub mod nvrtc;
 mod pack;
 mod params;
-pub mod preprocess;
+mod preprocess;
 mod product;
 pub mod ptx;
 mod session;

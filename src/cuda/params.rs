@@ -430,3 +430,14 @@ pub struct Resize {
     pub weights: u64,
     pub y: u64,
 }
+
+/// Argument block of `recolour.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Recolour {
+    pub rows: i32,
+    pub pixels: i32,
+    pub x: u64,
+    pub y: u64,
+    pub table: u64,
+}

@@ -1,16 +1,19 @@
 //! The CUDA backend: a graph readied on one GPU.
 
+mod overlap;
+
 use super::compile::Compiler;
-use super::device::{Buffer, Gpu, Pinned, failed};
+use super::device::{Buffer, Gpu, failed};
 use super::fuse::{self, Group};
 use super::kernels::{Arch, Tile};
 use super::lane::{Lane, Program, Streams, outside_bytes};
 use super::lower::{Lowering, Memory};
 use super::pack::{Packed, Packer, with_padded_tensors};
+use super::preprocess::Room;
 use super::product::Choice;
 use super::trial::Trial;
 use super::tune::Tuning;
-use crate::backend::{Backend, HostMemory, Input, Overlapped, Session};
+use crate::backend::{Backend, Input, Overlapped, Session};
 use crate::error::{Error, Result};
 use crate::graph::plan::{Plan, extent, lifetimes};
 use crate::graph::{Graph, Shape, TensorId, check_run};
@@ -162,6 +165,8 @@ struct Arena {
     /// The lane of the oldest batch under way, and how many are.
     oldest: usize,
     under_way: usize,
+    /// Where tiles are made into the network's input, if they are.
+    room: Option<Room>,
     _device: Buffer,
 }
 
@@ -310,7 +315,7 @@ impl CudaSession {
             Lane::new(&self.gpu, memory, program, layout.results)
         });
         let lanes = lanes.collect::<Result<_>>()?;
-        Ok(Arena { capacity: rows, lanes, oldest: 0, under_way: 0, _device: device })
+        Ok(Arena { capacity: rows, lanes, oldest: 0, under_way: 0, room: None, _device: device })
     }
 
     /// Refuses to work after a device error, and work for which there is no room.
@@ -419,58 +424,6 @@ impl Session for CudaSession {
 
     fn overlapped(&mut self) -> Option<&mut dyn Overlapped> {
         (self.lane_count() > 1).then_some(self)
-    }
-}
-
-impl Overlapped for CudaSession {
-    fn lanes(&mut self) -> usize {
-        self.lane_count()
-    }
-
-    fn lend(&mut self, bytes: usize) -> Result<HostMemory> {
-        Ok(Box::new(Pinned::new(&self.gpu, bytes)?))
-    }
-
-    fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
-        self.check(rows, false)?;
-        let bytes: usize =
-            self.graph.inputs.iter().map(|&id| outside_bytes(&self.graph, id, rows)).sum();
-        if rows == 0 || bytes > pixels.len() {
-            let (name, given) = (&self.graph.name, pixels.len());
-            return Err(Error::usage(format!("{name}: {given} bytes of pixels for {rows} rows")));
-        }
-        let Some(arena) = &mut self.arena else { return Err(Error::usage("nothing reserved")) };
-        if arena.under_way == arena.lanes.len() {
-            return Err(Error::usage(format!("{}: every lane is taken", self.graph.name)));
-        }
-        self.gpu.bind()?;
-        let next = (arena.oldest + arena.under_way) % arena.lanes.len();
-        arena.under_way += 1;
-        let lane = &mut arena.lanes[next];
-        let submitted = lane.submit(&self.streams, &self.graph, rows, bytes, pixels);
-        self.ended(submitted)
-    }
-
-    fn collect(&mut self, outputs: &mut [&mut [f32]]) -> Result<HostMemory> {
-        self.check(0, false)?;
-        let idle = || Error::usage("no batch is under way");
-        let arena = self.arena.as_mut().filter(|a| a.under_way > 0).ok_or_else(idle)?;
-        let lane = &mut arena.lanes[arena.oldest];
-        let rows = lane.rows().ok_or_else(idle)?;
-        let wanted = self.graph.outputs.iter().map(|&id| outside_bytes(&self.graph, id, rows));
-        if !wanted.eq(outputs.iter().map(|o| size_of_val(*o))) {
-            let name = &self.graph.name;
-            return Err(Error::usage(format!("{name}: outputs of another size than {rows} rows")));
-        }
-        self.gpu.bind()?;
-        let finished = lane.finish(outputs);
-        arena.oldest = (arena.oldest + 1) % arena.lanes.len();
-        arena.under_way -= 1;
-        let finished = finished.and_then(|pixels| {
-            self.gpu.context.check_err().map_err(|e| failed("the run failed", e))?;
-            pixels.ok_or_else(idle)
-        });
-        self.ended(finished)
     }
 }
 

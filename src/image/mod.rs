@@ -74,7 +74,7 @@ impl RgbImage {
 }
 
 /// First row or column of a centre crop.
-fn crop_corner(length: usize, side: usize) -> usize {
+pub fn crop_corner(length: usize, side: usize) -> usize {
     ((length - side) as f64 / 2.0).round_ties_even() as usize
 }
 

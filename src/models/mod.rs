@@ -50,8 +50,8 @@ enum Layout {
     ResNet { blocks: [usize; 4], bottleneck: bool },
     /// Five convolutions.
     AlexNet,
-    /// Layers in each of the four blocks.
-    DenseNet { layers: [usize; 4] },
+    /// Layers in each of the four blocks, and the channels each adds in the published network.
+    DenseNet { layers: [usize; 4], growth: usize },
     /// Inception V3; Keras's version or torchvision's.
     Inception { keras: bool },
     /// The first Inception, with batch norm.
@@ -76,8 +76,8 @@ const fn resnet(name: &'static str, blocks: [usize; 4], bottleneck: bool) -> Fam
     Family { name, layout: Layout::ResNet { blocks, bottleneck } }
 }
 
-const fn densenet(name: &'static str, layers: [usize; 4]) -> Family {
-    Family { name, layout: Layout::DenseNet { layers } }
+const fn densenet(name: &'static str, layers: [usize; 4], growth: usize) -> Family {
+    Family { name, layout: Layout::DenseNet { layers, growth } }
 }
 
 /// Every encoder family (Simonyan & Zisserman 2015, table 1; He et al. 2016, table 1; Huang
@@ -96,10 +96,10 @@ pub const FAMILIES: &[Family] = &[
     resnet("resnet50", [3, 4, 6, 3], true),
     resnet("resnet101", [3, 4, 23, 3], true),
     resnet("resnet152", [3, 8, 36, 3], true),
-    densenet("densenet121", [6, 12, 24, 16]),
-    densenet("densenet161", [6, 12, 36, 24]),
-    densenet("densenet169", [6, 12, 32, 32]),
-    densenet("densenet201", [6, 12, 48, 32]),
+    densenet("densenet121", [6, 12, 24, 16], 32),
+    densenet("densenet161", [6, 12, 36, 24], 48),
+    densenet("densenet169", [6, 12, 32, 32], 32),
+    densenet("densenet201", [6, 12, 48, 32], 32),
     Family { name: "alexnet", layout: Layout::AlexNet },
     Family { name: "googlenet", layout: Layout::GoogLeNet },
     Family { name: "inception_v3", layout: Layout::Inception { keras: false } },
@@ -175,7 +175,7 @@ fn features(
             resnet::build(builder, input, blocks, bottleneck, truncate)
         }
         Layout::AlexNet => alexnet::build(builder, input, truncate),
-        Layout::DenseNet { layers } => densenet::build(builder, input, &layers, truncate),
+        Layout::DenseNet { layers, .. } => densenet::build(builder, input, &layers, truncate),
         Layout::Inception { keras } => inception::v3(builder, input, keras, truncate),
         Layout::GoogLeNet => inception::googlenet(builder, input, truncate),
         Layout::Vit => unreachable!("built above"),

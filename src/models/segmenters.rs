@@ -28,7 +28,7 @@ pub struct Segmenter {
 /// What a segmentation family is built of. An encoder is named by its row in
 /// [`super::FAMILIES`].
 #[derive(Clone, Copy, Debug)]
-enum Layout {
+pub(super) enum Layout {
     /// U-Net of double convolutions.
     Unet,
     /// U-Net++ with a node for every level and column.
@@ -50,7 +50,7 @@ pub struct SegmenterFamily {
     pub name: &'static str,
     /// Sides of a picture must be multiples of this; [`crate::image::pad`] makes them so.
     pub multiple: usize,
-    layout: Layout,
+    pub(super) layout: Layout,
 }
 
 const fn row(name: &'static str, multiple: usize, layout: Layout) -> SegmenterFamily {
@@ -204,7 +204,7 @@ pub fn pyramid(
             let net = resnet::ResNet { prefix, blocks, bottleneck, atrous };
             resnet::stages(builder, input, net, 4)
         }
-        super::Layout::DenseNet { layers } => {
+        super::Layout::DenseNet { layers, .. } => {
             let net = densenet::DenseNet { prefix, layers, skips: true, act: Act::None };
             densenet::stages(builder, input, net)
         }

@@ -1,20 +1,24 @@
 //! Tiles into batch slots: read, filter, normalise, resample, each straight into its row.
 
 use super::Prepared;
-use crate::backend::HostMemory;
+use super::way::{Step, Way};
+use crate::backend::{HostMemory, Preparation};
 use crate::error::{Error, Result};
 use crate::image::{Resampler, RgbImage, colour, filter};
 use crate::recipe::{Recipe, Tiles};
 use crate::slide::{Region, Scratch as SlideScratch, TilePass};
-use crate::tiling::TileGrid;
 use rayon::prelude::*;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Room for one batch of encoder inputs.
 pub struct Slot {
     pixels: HostMemory,
+    rows: usize,
     row_bytes: usize,
+    /// What the machine has yet to do to the tiles, if anything.
+    pub how: Option<Arc<Preparation>>,
     /// Grid indices of the rows that hold a tile, first to last.
     pub tiles: Vec<usize>,
     /// Grid positions that were read to fill it, dropped ones included.
@@ -22,9 +26,9 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// A slot of as many rows as the memory holds.
-    pub fn new(pixels: HostMemory, row_bytes: usize) -> Slot {
-        Slot { pixels, row_bytes, tiles: Vec::new(), read: 0 }
+    /// A slot of up to `rows` rows.
+    pub fn new(pixels: HostMemory, rows: usize) -> Slot {
+        Slot { pixels, rows, row_bytes: 0, how: None, tiles: Vec::new(), read: 0 }
     }
 
     /// The memory, for a session that takes it.
@@ -102,9 +106,8 @@ impl Tally {
 #[derive(Default)]
 struct Scratch {
     slide: SlideScratch,
-    read: RgbImage,
-    tile: RgbImage,
-    resized: RgbImage,
+    /// The tile as read, then as each resample leaves it.
+    images: Vec<RgbImage>,
     rows: Vec<u8>,
 }
 
@@ -113,41 +116,15 @@ pub struct TileReader<'a> {
     prepared: &'a Prepared,
     rules: &'a Tiles,
     pass: TilePass<'a>,
-    geometry: Geometry,
+    way: Way,
     pool: rayon::ThreadPool,
     /// Nanoseconds of all threads: on tiles, and on reading and decoding them.
     spent: [AtomicU64; 2],
 }
 
-/// The sizes a tile goes through: read at a level, then at the recipe's resolution, then as the
-/// encoder takes it.
-struct Geometry {
-    read_px: usize,
-    tile_px: usize,
-    resized_px: usize,
-    input_px: usize,
-    to_tile: Resampler,
-    to_input: Resampler,
-}
-
-impl Geometry {
-    fn new(grid: &TileGrid, recipe: &Recipe) -> Result<Geometry> {
-        let (read, tile) = (grid.read_px as usize, grid.size_px as usize);
-        let resized = recipe.preprocess.resize.map_or(tile, |px| px as usize);
-        let filter = recipe.preprocess.interpolation;
-        Ok(Geometry {
-            read_px: read,
-            tile_px: tile,
-            resized_px: resized,
-            input_px: recipe.input_px() as usize,
-            to_tile: Resampler::new(read, read, tile, tile, filter)?,
-            to_input: Resampler::new(tile, tile, resized, resized, filter)?,
-        })
-    }
-}
-
 impl<'a> TileReader<'a> {
-    /// Plans one pass over the tiles of a slide, on `threads` workers.
+    /// Plans one pass over the tiles of a slide, on `threads` workers, for a machine that prepares
+    /// pictures of up to `machine_pixels` pixels by itself.
     ///
     /// # Errors
     /// [`crate::Kind::Limit`] when the pass is too large, [`crate::Kind::Usage`] when threads
@@ -156,6 +133,7 @@ impl<'a> TileReader<'a> {
         prepared: &'a Prepared,
         recipe: &'a Recipe,
         threads: usize,
+        machine_pixels: usize,
     ) -> Result<TileReader<'a>> {
         let grid = &prepared.grid;
         let regions: Vec<Region> = grid
@@ -178,7 +156,7 @@ impl<'a> TileReader<'a> {
             prepared,
             rules: recipe.slide_tiles()?,
             pass: TilePass::new(&prepared.slide, grid.level, &regions)?,
-            geometry: Geometry::new(grid, recipe)?,
+            way: Way::new(prepared, recipe, machine_pixels)?,
             pool,
             spent: [AtomicU64::new(0), AtomicU64::new(0)],
         })
@@ -199,7 +177,10 @@ impl<'a> TileReader<'a> {
     /// Fills a slot with the tiles from grid position `first` on and returns the position after
     /// the last one read. Tiles that are dropped or unreadable leave no gap.
     pub fn fill(&self, first: usize, slot: &mut Slot, tally: &mut Tally) -> usize {
-        let rows = (slot.pixels.len() / slot.row_bytes).min(tally.states.len() - first);
+        slot.row_bytes = self.way.row_bytes();
+        slot.how.clone_from(&self.way.machine);
+        let room = slot.rows.min(slot.pixels.len() / slot.row_bytes.max(1));
+        let rows = room.min(tally.states.len() - first);
         let mut results = vec![(TileState::Pending, false); rows];
         self.pool.install(|| {
             slot.pixels
@@ -221,59 +202,75 @@ impl<'a> TileReader<'a> {
         first + rows
     }
 
-    /// One tile into `out`, `[H, W, 3]`; whether it touches native tiles without data.
+    /// One tile into `out` as it is handed over; whether it touches native tiles without data.
     fn tile(&self, index: usize, out: &mut [u8], scratch: &mut Scratch) -> (TileState, bool) {
-        let g = &self.geometry;
-        let straight =
-            g.read_px == g.tile_px && g.tile_px == g.input_px && g.resized_px == g.tile_px;
-        if straight && self.rules.min_sharpness.is_none() && self.prepared.regions.is_empty() {
-            let start = Instant::now();
-            let read = self.pass.read(index, out, &mut scratch.slide);
-            self.spend(1, start);
-            return match read {
-                Err(error) => (TileState::Unread(error.to_string()), false),
-                Ok(missing) => {
-                    let state = self.white(out);
-                    self.normalise(out);
-                    (state, !missing.is_empty())
-                }
-            };
+        let painted = !self.prepared.regions.is_empty();
+        if self.way.keeps_size() && !painted && self.rules.min_sharpness.is_none() {
+            return self.read_straight(index, out, scratch);
         }
-        shape(&mut scratch.read, g.read_px);
+        scratch.images.resize_with(self.way.host.len() + 1, RgbImage::default);
+        shape(&mut scratch.images[0], self.way.read_px);
         let start = Instant::now();
-        let read = self.pass.read(index, &mut scratch.read.data, &mut scratch.slide);
+        let read = self.pass.read(index, &mut scratch.images[0].data, &mut scratch.slide);
         self.spend(1, start);
         let missing = match read {
             Ok(missing) => !missing.is_empty(),
             Err(error) => return (TileState::Unread(error.to_string()), false),
         };
-        self.paint(index, &mut scratch.read);
-        let Scratch { read, tile, resized, rows, .. } = scratch;
-        shape(tile, g.tile_px);
-        g.to_tile.run(&read.data, &mut tile.data, rows);
-        let state = self.filter(tile);
-        if state != TileState::Kept {
-            return (state, missing);
-        }
-        self.normalise(&mut tile.data);
-        if g.resized_px == g.input_px {
-            g.to_input.run(&tile.data, out, rows);
-            return (TileState::Kept, missing);
-        }
-        shape(resized, g.resized_px);
-        g.to_input.run(&tile.data, &mut resized.data, rows);
-        match resized.center_crop(g.input_px) {
-            Ok(cropped) => out.copy_from_slice(&cropped.data),
-            Err(error) => return (TileState::Unread(error.to_string()), missing),
-        }
-        (TileState::Kept, missing)
+        self.paint(index, &mut scratch.images[0]);
+        let state = self.follow(out, scratch).unwrap_or_else(|e| TileState::Unread(e.to_string()));
+        (state, missing)
     }
 
-    /// Gives the tile the recipe's stain. Filters have seen the slide's own colours.
-    fn normalise(&self, rgb: &mut [u8]) {
-        if let Some(stain) = &self.prepared.stain {
-            stain.apply(rgb);
+    /// A tile that keeps its size and that no step needs as a picture.
+    fn read_straight(
+        &self,
+        index: usize,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> (TileState, bool) {
+        let start = Instant::now();
+        let read = self.pass.read(index, out, &mut scratch.slide);
+        self.spend(1, start);
+        let missing = match read {
+            Ok(missing) => !missing.is_empty(),
+            Err(error) => return (TileState::Unread(error.to_string()), false),
+        };
+        let state = self.white(out);
+        for step in &self.way.host {
+            if let Step::Recolour(stain) = step {
+                stain.apply(out);
+            }
         }
+        (state, missing)
+    }
+
+    /// The host's steps on the tile that was read, from picture to picture.
+    fn follow(&self, out: &mut [u8], scratch: &mut Scratch) -> Result<TileState> {
+        let Scratch { images, rows, .. } = scratch;
+        let mut images = images.iter_mut();
+        let Some(mut image) = images.next() else { return Ok(TileState::Pending) };
+        for step in &self.way.host {
+            match step {
+                Step::Filter => match self.filter(image) {
+                    TileState::Kept => {}
+                    dropped => return Ok(dropped),
+                },
+                Step::Recolour(stain) => stain.apply(&mut image.data),
+                Step::Resample { resampler, kept } => {
+                    let Some(next) = images.next() else { break };
+                    let [side, _] = resampler.out_size();
+                    shape(next, side);
+                    resampler.run(&image.data, &mut next.data, rows);
+                    if side != *kept {
+                        *next = next.center_crop(*kept)?;
+                    }
+                    image = next;
+                }
+            }
+        }
+        out.copy_from_slice(&image.data);
+        Ok(TileState::Kept)
     }
 
     /// Makes white what lies outside the annotated region the tile belongs to.

@@ -1,6 +1,7 @@
 //! Packages readied on a backend: encoders, gate and heads, each one session. Several packages are
 //! an ensemble: the same tiles go through every encoder, and their heads are asked one by one.
 
+use super::decode::Slot;
 use super::ensemble;
 use super::gate::Gate;
 use super::head::{BagPrediction, HeadSession};
@@ -25,6 +26,8 @@ pub struct Engine {
     gate: Option<Gate>,
     device: String,
     batch: usize,
+    /// Pixels of a tile that the encoder's session makes into its input by itself; 0 for none.
+    tile_pixels: usize,
     notes: Vec<String>,
     /// The batch given to an encoder that works on one batch at a time: it runs when collected.
     waiting: Option<(usize, HostMemory)>,
@@ -92,6 +95,7 @@ impl Engine {
             gate: None,
             device: backend.name(),
             batch: whole.unwrap_or(batch.max(1)),
+            tile_pixels: 0,
             notes: Vec::new(),
             waiting: None,
         };
@@ -109,6 +113,10 @@ impl Engine {
         }
         if let Some(package) = gated.filter(|_| parts != Parts::Heads) {
             engine.gate = Gate::open(&package, backend, engine.batch, &mut engine.notes)?;
+        }
+        // A gate and the encoders of further members need the input as well, on the host.
+        if let ([(_, session)], None, None) = (&mut engine.encoders[..], &engine.gate, whole) {
+            engine.tile_pixels = accepted(&mut **session, &engine.members[0].package.recipe)?;
         }
         Ok(engine)
     }
@@ -171,6 +179,12 @@ impl Engine {
     /// Largest number of tiles in one batch.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Pixels of a tile that the encoder's session makes into its input by itself: resized, cropped
+    /// and recoloured as the recipe says. 0 when it takes nothing but its input.
+    pub fn tile_pixels(&self) -> usize {
+        self.tile_pixels
     }
 
     /// What a user should know about how the packages were readied.
@@ -244,27 +258,34 @@ impl Engine {
         Ok(self.first_session()?.1.overlapped().map_or(1, |o| o.lanes()))
     }
 
-    /// Memory for the pixels of one batch, of the kind the device copies from fastest.
+    /// A slot for one batch, in memory of the kind the device copies from fastest.
     ///
     /// # Errors
     /// [`crate::Kind::Device`] when there is none left.
-    pub fn lend(&mut self) -> Result<HostMemory> {
-        let batch = self.batch;
+    pub fn slot(&mut self) -> Result<Slot> {
+        let (batch, tile_pixels) = (self.batch, self.tile_pixels);
         let (encoder, session) = self.first_session()?;
-        let bytes = batch * 3 * encoder.input_px.iter().product::<usize>();
-        match session.overlapped() {
-            Some(overlapped) => overlapped.lend(bytes),
-            None => Ok(Box::new(vec![0; bytes])),
-        }
+        let pixels = encoder.input_px.iter().product::<usize>().max(tile_pixels);
+        let bytes = batch * 3 * pixels;
+        let memory = match session.overlapped() {
+            Some(overlapped) => overlapped.lend(bytes)?,
+            None => Box::new(vec![0; bytes]),
+        };
+        Ok(Slot::new(memory, batch))
     }
 
-    /// Starts to encode `rows` tiles; fewer than [`Engine::lanes`] batches are under way.
+    /// Starts to encode the tiles of a slot; fewer than [`Engine::lanes`] batches are under way.
     ///
     /// # Errors
     /// As [`Engine::encode`].
-    pub fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
+    pub fn submit(&mut self, slot: Slot) -> Result<()> {
+        let (rows, how) = (slot.tiles.len(), slot.how.clone());
+        let pixels = slot.into_pixels();
         if let Some(overlapped) = self.first_session()?.1.overlapped() {
-            return overlapped.submit(rows, pixels);
+            return match how {
+                None => overlapped.submit(rows, pixels),
+                Some(how) => overlapped.submit_tiles(rows, pixels, &how),
+            };
         }
         match self.waiting.replace((rows, pixels)) {
             None => Ok(()),
@@ -272,12 +293,17 @@ impl Engine {
         }
     }
 
-    /// Waits for the oldest batch: its `[rows, D]` features and its memory. The encoders of further
-    /// members work on that memory now.
+    /// Waits for the oldest batch: its `[rows, D]` features and its memory as a free slot. The
+    /// encoders of further members work on that memory now.
     ///
     /// # Errors
     /// As [`Engine::encode`].
-    pub fn collect(&mut self, features: &mut [f32]) -> Result<HostMemory> {
+    pub fn collect(&mut self, features: &mut [f32]) -> Result<Slot> {
+        let batch = self.batch;
+        self.collect_memory(features).map(|memory| Slot::new(memory, batch))
+    }
+
+    fn collect_memory(&mut self, features: &mut [f32]) -> Result<HostMemory> {
         let width = self.feature_dim();
         let (encoder, session) = self.first_session()?;
         let (own_width, tile) =
@@ -368,4 +394,25 @@ fn open_heads(
         )));
     }
     Ok(loaded)
+}
+
+/// Tiles are handed over as they are read up to this many times the pixels of the input: beyond, less is
+/// gained on the host than is lost in copying.
+const MOST_TIMES: usize = 8;
+
+/// Pixels of a tile that a session accepts of those a recipe has to offer: up to twice the sides of its
+/// tiles, which levels of a slide are read at.
+fn accepted(session: &mut dyn Session, recipe: &Recipe) -> Result<usize> {
+    let Some(tiles) = &recipe.tiles else { return Ok(0) };
+    let preprocess = &recipe.preprocess;
+    let fixed = preprocess.resize.is_none() && preprocess.crop.is_none();
+    let times = if tiles.mpp.is_some() { 2 } else { 1 };
+    if fixed && times == 1 && recipe.stain.is_none() {
+        return Ok(0);
+    }
+    let area = |side: u32| (side as usize).pow(2);
+    let pixels = area(times * tiles.size_px).min(MOST_TIMES * area(recipe.input_px()));
+    let overlapped = session.overlapped();
+    let accepts = overlapped.map_or(Ok(false), |overlapped| overlapped.accept_tiles(pixels))?;
+    Ok(if accepts { pixels } else { 0 })
 }

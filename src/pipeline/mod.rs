@@ -26,6 +26,7 @@ pub mod prepare;
 pub mod queue;
 pub mod stain;
 pub mod summary;
+pub mod way;
 
 pub use engine::{Engine, Parts};
 pub use head::BagPrediction;

@@ -103,14 +103,14 @@ pub fn run(
     if let Some(tiles) = &mut recipe.tiles {
         tiles.stride_px = options.stride_px.or(tiles.stride_px);
     }
-    let row_bytes = 3 * (recipe.input_px() as usize).pow(2);
+    let machine_pixels = engine.tile_pixels();
     let lanes = engine.lanes()?;
     let slots = lanes + SPARE_SLOTS;
     let (full, from_producer) = sync_channel(slots);
     let (free, free_slots) = channel();
     for _ in 0..slots {
         // The receiver is alive in this scope.
-        let _ = free.send(Slot::new(engine.lend()?, row_bytes));
+        let _ = free.send(engine.slot()?);
     }
     for note in engine.notes() {
         observer.event(Event::Remark(note));
@@ -120,17 +120,25 @@ pub fn run(
         let recipe = &recipe;
         producer
             .spawn_scoped(scope, move || {
-                produce(recipe, jobs, options, done, &full, &free_slots);
+                let to = Consumers { machine_pixels, full, free: free_slots };
+                produce(recipe, jobs, options, done, &to);
             })
             .map_err(|e| Error::io("starting the decode thread", e))?;
         let (open, under_way) = (VecDeque::new(), VecDeque::new());
-        let mut consumer =
-            Consumer { engine, jobs, observer, sink, lanes, row_bytes, free, open, under_way };
+        let mut consumer = Consumer { engine, jobs, observer, sink, lanes, free, open, under_way };
         // Both ends are dropped here, also on an error, which is what stops the producer.
         let outcome = consumer.run(from_producer);
         drop(consumer);
         outcome
     })
+}
+
+/// Whom the tiles are for.
+struct Consumers {
+    /// Pixels of a picture that the machine prepares by itself.
+    machine_pixels: usize,
+    full: SyncSender<Message>,
+    free: Receiver<Slot>,
 }
 
 /// Opens, segments and decodes slide after slide until done or nobody listens any more.
@@ -139,13 +147,12 @@ fn produce(
     jobs: &[Job],
     options: &Options,
     done: &(dyn Fn(&Job, &str) -> bool + Sync),
-    full: &SyncSender<Message>,
-    free: &Receiver<Slot>,
+    to: &Consumers,
 ) {
     for (index, job) in jobs.iter().enumerate() {
-        let sent = match produce_one(recipe, (index, job), options, done, full, free) {
+        let sent = match produce_one(recipe, (index, job), options, done, to) {
             Ok(()) => Ok(()),
-            Err(Stop::Failed(error)) => full.send(Message::Failed { job: index, error }),
+            Err(Stop::Failed(error)) => to.full.send(Message::Failed { job: index, error }),
             Err(Stop::NobodyListens) => return,
         };
         if sent.is_err() {
@@ -171,10 +178,9 @@ fn produce_one(
     (index, job): (usize, &Job),
     options: &Options,
     done: &(dyn Fn(&Job, &str) -> bool + Sync),
-    full: &SyncSender<Message>,
-    free: &Receiver<Slot>,
+    to: &Consumers,
 ) -> Result<(), Stop> {
-    let send = |message| full.send(message).map_err(|_| Stop::NobodyListens);
+    let send = |message| to.full.send(message).map_err(|_| Stop::NobodyListens);
     let start = Instant::now();
     let sha256 = crate::report::result::sha256_file(&job.path)?;
     let hash = start.elapsed().as_secs_f64();
@@ -184,13 +190,14 @@ fn produce_one(
     let mut prepared = Prepared::new(job, index, recipe, &options.open)?;
     prepared.sha256 = sha256;
     prepared.hash_seconds = hash;
-    let reader = decode::TileReader::new(&prepared, recipe, options.decode_threads)?;
+    let reader =
+        decode::TileReader::new(&prepared, recipe, options.decode_threads, to.machine_pixels)?;
     send(Message::Start(Box::new(prepared.clone())))?;
     let mut tally = Tally::new(prepared.grid.origins.len());
     let mut busy = Duration::ZERO;
     let mut next = 0;
     while next < prepared.grid.origins.len() {
-        let Ok(mut slot) = free.recv() else { return Err(Stop::NobodyListens) };
+        let Ok(mut slot) = to.free.recv() else { return Err(Stop::NobodyListens) };
         let start = Instant::now();
         next = reader.fill(next, &mut slot, &mut tally);
         busy += start.elapsed();
@@ -234,7 +241,6 @@ struct Consumer<'a> {
     observer: &'a dyn Observer,
     sink: &'a mut dyn Sink,
     lanes: usize,
-    row_bytes: usize,
     free: Sender<Slot>,
     /// Slides that are not finished, oldest first. Only the last may still grow, and the batches
     /// under way belong to them in order.
@@ -365,7 +371,7 @@ impl Consumer<'_> {
         current.under_way += 1;
         let (tiles, read) = (slot.tiles.clone(), slot.read);
         self.under_way.push_back(Batch { first, tiles, read });
-        let submitted = self.engine.submit(rows, slot.into_pixels());
+        let submitted = self.engine.submit(slot);
         current.seconds.encode += start.elapsed().as_secs_f64();
         submitted.or_else(|error| self.device_failed(error))
     }
@@ -380,12 +386,12 @@ impl Consumer<'_> {
         let width = self.engine.feature_dim();
         let rows = batch.tiles.len();
         let features = &mut current.features[batch.first * width..][..rows * width];
-        let memory = match self.engine.collect(features) {
-            Ok(memory) => memory,
+        let slot = match self.engine.collect(features) {
+            Ok(slot) => slot,
             Err(error) => return self.device_failed(error),
         };
         // The producer may have gone; then nobody needs the slot.
-        let _ = self.free.send(Slot::new(memory, self.row_bytes));
+        let _ = self.free.send(slot);
         current.seconds.encode += start.elapsed().as_secs_f64();
         current.read += batch.read;
         current.under_way -= 1;

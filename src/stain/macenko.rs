@@ -75,7 +75,7 @@ impl Macenko {
     }
 
     /// `[channel in][value][channel out]`: what a channel adds to the result's base-2 logarithm.
-    fn table(&self) -> [[[f32; 3]; 256]; 3] {
+    pub fn table(&self) -> [[[f32; 3]; 256]; 3] {
         let light = self.light;
         let density: [f64; 256] = std::array::from_fn(|v| -((v as f64 + 1.0) / light).ln());
         let log2e = std::f64::consts::LOG2_E;

@@ -45,6 +45,15 @@ impl StainNormalizer {
         })
     }
 
+    /// What each channel value adds to the base-2 logarithm of each channel of the result,
+    /// `[channel in][value][channel out]`, where that and no more is what is done to a pixel.
+    pub fn exponents(&self) -> Option<Box<[[[f32; 3]; 256]; 3]>> {
+        match self {
+            StainNormalizer::Macenko(macenko) => Some(Box::new(macenko.table())),
+            StainNormalizer::Reinhard(_) => None,
+        }
+    }
+
     /// Normalises `[N, 3]` RGB pixels in place. Light of an empty place stays light.
     pub fn apply(&self, rgb: &mut [u8]) {
         match self {
