@@ -13,6 +13,9 @@ use histokern::weights::{Array, ArrayData, Package, PackageWriter, Tensors};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+/// Tensors by name.
+type Named = Vec<(String, F32)>;
+
 const SIDE: usize = 75;
 const TILES: usize = 6;
 
@@ -21,7 +24,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 /// The weights of a classifier by the formula, its name in front of the key.
-fn weights(name: &str, outputs: usize) -> Vec<(String, F32)> {
+fn weights(name: &str, outputs: usize) -> Named {
     let packed = std::fs::File::open(golden("families/inception_v3_transform.tsv.gz")).unwrap();
     let mut text = String::new();
     flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();
@@ -106,18 +109,17 @@ fn a_classifier_that_does_not_fit_is_told_by_tensor() {
     let two = "class = \"cancer\"\nclasses = [\"benign\", \"cancer\"]\n";
     let recipe = Recipe::parse(&recipe(&format!("{two}{}", classifiers(&["first"])))).unwrap();
     let gate = recipe.gate.clone().unwrap();
-    let error = |edit: &dyn Fn(&mut Vec<(String, F32)>)| {
+    let error = |edit: &dyn Fn(&mut Named)| {
         let mut tensors = weights("first", 2);
         edit(&mut tensors);
         let bytes = safetensors::serialize(tensors, None).unwrap();
         let tensors = Tensors::from_bytes(Path::new("c.pth"), bytes).unwrap();
         build(&recipe, &gate, &gate.classifiers[0], &tensors).unwrap_err().to_string()
     };
-    let without = |name: &'static str| {
-        error(&move |tensors: &mut Vec<(String, F32)>| tensors.retain(|(n, _)| n != name))
-    };
+    let without =
+        |name: &'static str| error(&move |tensors: &mut Named| tensors.retain(|(n, _)| n != name));
     let with = |name: &'static str, shape: &'static [usize]| {
-        error(&move |tensors: &mut Vec<(String, F32)>| {
+        error(&move |tensors: &mut Named| {
             tensors.retain(|(n, _)| n != name);
             let data = formula(name, shape);
             tensors.push((name.into(), F32 { shape: shape.to_vec(), data }));

@@ -454,6 +454,9 @@ fn the_recipes_of_this_repository_are_valid() {
     }
 }
 
+/// Tensors by name.
+type Named = Vec<(String, F32)>;
+
 /// Every backbone that BALNMP's authors select, by the keys of their own module.
 #[test]
 fn every_balnmp_backbone_becomes_a_package() {
@@ -461,7 +464,7 @@ fn every_balnmp_backbone_becomes_a_package() {
     let packed = std::fs::File::open(golden("balnmp-backbones.tsv.gz")).unwrap();
     let mut text = String::new();
     flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();
-    let mut backbones: Vec<(&str, usize, Vec<(String, F32)>)> = Vec::new();
+    let mut backbones: Vec<(&str, usize, Named)> = Vec::new();
     for line in text.lines() {
         let fields: Vec<&str> = line.split('\t').collect();
         let shape: Vec<usize> = fields[2].split(',').map(|n| n.parse().unwrap()).collect();
@@ -524,7 +527,7 @@ fn heads_that_do_not_fit_the_package_are_told_by_tensor() {
     let head = "\n[[head]]\nname = \"gene\"\nfamily = \"clam-sb\"\n";
     std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + head).unwrap();
     let package = encoder.to_str().unwrap();
-    let gene = |edit: &dyn Fn(&mut Vec<(String, F32)>)| {
+    let gene = |edit: &dyn Fn(&mut Named)| {
         let mut tensors: Vec<(String, F32)> = [
             ("attention_net.0", 12, 16),
             ("attention_net.2.attention_a.0", 6, 12),
@@ -546,15 +549,14 @@ fn heads_that_do_not_fit_the_package_are_told_by_tensor() {
         (done.status.success(), String::from_utf8_lossy(&done.stderr).into_owned())
     };
     let with = |name: &'static str, shape: &'static [usize]| {
-        gene(&move |tensors: &mut Vec<(String, F32)>| {
+        gene(&move |tensors: &mut Named| {
             tensors.retain(|(n, _)| n != name);
             let n = shape.iter().product();
             tensors.push((name.into(), F32(shape.to_vec(), vec![0.5; n])));
         })
     };
-    let without = |name: &'static str| {
-        gene(&move |tensors: &mut Vec<(String, F32)>| tensors.retain(|(n, _)| n != name))
-    };
+    let without =
+        |name: &'static str| gene(&move |tensors: &mut Named| tensors.retain(|(n, _)| n != name));
     for ((ok, error), words) in [
         (
             without("attention_net.2.attention_b.0.weight"),

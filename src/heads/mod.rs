@@ -138,14 +138,17 @@ impl Builder<'_> {
 /// Writes a head's steps and returns `[logits, scores]`.
 type BuildFn = fn(&mut Builder<'_>) -> Result<[TensorId; 2]>;
 
+/// Writes the steps of [`Extremes`] and returns their logits.
+type ExtremesFn = fn(&mut Builder<'_>) -> Result<TensorId>;
+
 /// A row of [`FAMILIES`].
 pub struct Family {
     /// As recipes name it.
     pub name: &'static str,
     build: BuildFn,
     scores: Scores,
-    /// Writes the graph of [`Extremes`] and returns its logits; with the tiles from either end.
-    extremes: Option<(usize, fn(&mut Builder<'_>) -> Result<TensorId>)>,
+    /// Tiles from either end, and what is made of them, where the family has [`Extremes`].
+    extremes: Option<(usize, ExtremesFn)>,
 }
 
 const fn attention_family(name: &'static str, build: BuildFn) -> Family {

@@ -320,8 +320,8 @@ impl SlideResult {
         };
         for p in &self.predictions {
             let bags = p.bags.iter().all(|b| finite(&b.logits, &b.outcome));
-            let members = p.ensemble.iter().flat_map(|e| &e.members);
-            let members = members.map(|m| finite(&m.logits, &m.outcome)).all(|finite| finite);
+            let mut members = p.ensemble.iter().flat_map(|e| &e.members);
+            let members = members.all(|m| finite(&m.logits, &m.outcome));
             if !bags || !members || !finite(&p.logits, &p.outcome) {
                 let what = format!("the prediction of head {} is not a finite number", p.head);
                 return Err(Error::malformed(what));
