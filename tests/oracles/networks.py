@@ -23,6 +23,14 @@ class Gate(nn.Module):
         return self.attention_c(self.attention_a(h) * self.attention_b(h))
 
 
+class Pool(nn.Module):
+    """One row of a bag: weighted by attention, or the mean. A module, so that what it puts out can be
+    rounded as FP16 would store it."""
+
+    def forward(self, h, scores=None):
+        return h.mean(0, keepdim=True) if scores is None else torch.softmax(scores.T, 1) @ h
+
+
 class Clam(nn.Module):
     """CLAM_SB and CLAM_MB (Lu et al. 2021), and HistCode's regressions. `dropout` moves the gate from
     index 2 to 3; `pooled` is HistCode's CLAM_SB_Pool: the mean of all tiles is classified."""
@@ -40,7 +48,7 @@ class Clam(nn.Module):
             self.classifiers = nn.Linear(hidden, classes)
         if instances:
             self.instance_classifiers = nn.ModuleList([nn.Linear(hidden, 2) for _ in range(classes)])
-        self.multiple, self.pooled = multiple, pooled
+        self.multiple, self.pooled, self.pool = multiple, pooled, Pool()
 
     def forward(self, features):
         *first, gate = self.attention_net
@@ -49,8 +57,8 @@ class Clam(nn.Module):
             h = layer(h)
         scores = gate(h)
         if self.pooled:
-            return self.classifiers(h.mean(0, keepdim=True)), scores
-        pooled = torch.softmax(scores.T, 1) @ h
+            return self.classifiers(self.pool(h)), scores
+        pooled = self.pool(h, scores)
         if self.multiple:
             rows = [layer(pooled[c]) for c, layer in enumerate(self.classifiers)]
             return torch.stack(rows, 1), scores
@@ -63,7 +71,7 @@ class Abmil(nn.Module):
 
     def __init__(self, d, width, classes=1, gated=False):
         super().__init__()
-        self.gated = gated
+        self.gated, self.pool = gated, Pool()
         if gated:
             self.attention_V = nn.Sequential(nn.Linear(d, width), nn.Tanh())
             self.attention_U = nn.Sequential(nn.Linear(d, width), nn.Sigmoid())
@@ -81,7 +89,7 @@ class Abmil(nn.Module):
         else:
             h = self.feature_extractor_part2(h)
             scores = self.attention(h)
-        return self.classifier(torch.softmax(scores.T, 1) @ h), scores
+        return self.classifier(self.pool(h, scores)), scores
 
 
 class LastLayer(nn.Module):
@@ -111,22 +119,29 @@ class BalnmpHead(nn.Module):
         aggregator = nn.Module()
         aggregator.fc1 = nn.Sequential(nn.Linear(d, 256), *drop, nn.ReLU())
         aggregator.attention = nn.Sequential(nn.Linear(256, 1), *drop, nn.Tanh(), nn.Linear(1, 1))
-        self.attention_aggregator = aggregator
+        self.attention_aggregator, self.pool = aggregator, Pool()
         self.classifier = nn.Sequential(nn.Linear(256 + 10 * clinical, 64), nn.ReLU(),
                                         nn.Linear(64, classes))
 
     def forward(self, features, clinical=None):
         h = self.attention_aggregator.fc1(features)
         scores = self.attention_aggregator.attention(h)
-        pooled = torch.softmax(scores.T, 1) @ h
+        pooled = self.pool(h, scores)
         if clinical is not None:
             pooled = torch.cat([pooled, clinical.reshape(1, -1).repeat(1, 10)], 1)
         return self.classifier(pooled), scores
 
 
 def vgg16_bn():
-    """BALNMP's backbone: 25088 features."""
+    """BALNMP's backbone: 25088 features. Its filters have zero mean and a strong centre, so that signals
+    pass and rounding errors do not grow from layer to layer, as in trained networks."""
     vgg = torchvision.models.vgg16_bn(weights=None)
+    for m in vgg.features:
+        if isinstance(m, nn.Conv2d):
+            w = m.weight.detach()
+            w -= w.mean((1, 2, 3), keepdim=True)
+            k = torch.arange(len(w))
+            w[k, k % w.shape[1], 1, 1] += w.flatten(1).norm(dim=1)
     return nn.Sequential(vgg.features, vgg.avgpool)
 
 
