@@ -207,7 +207,10 @@ fn build_family(
     let expected = head.classes.len().max(1);
     if outputs != expected {
         let kind = if head.classes.is_empty() { "a regression" } else { "the recipe's classes" };
-        return Err(Error::weights(format!("{outputs} outputs, {kind} needs {expected}")));
+        let tensor = last_weight(&graph);
+        return Err(Error::weights(format!(
+            "{tensor} has {outputs} outputs, {kind} needs {expected}"
+        )));
     }
     if !head.classes.is_empty() && head.transform != Transform::None {
         return Err(Error::usage("a transform is for a regression; this head has classes"));
@@ -230,4 +233,13 @@ fn build_family(
         classes: head.classes.clone(),
         transform: head.transform,
     })
+}
+
+/// The matrix that makes the logits, for messages.
+fn last_weight(graph: &Graph) -> &str {
+    let weight = graph.steps.iter().rev().find_map(|step| match step.op {
+        Op::Linear { weight, .. } | Op::RowDot { weight, .. } => Some(weight),
+        _ => None,
+    });
+    weight.map_or("the last layer", |weight| &graph.param(weight).name)
 }

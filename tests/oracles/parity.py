@@ -270,7 +270,8 @@ def summary(done, devices):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary", help="the histokern command")
-    parser.add_argument("--device", default="reference,cpu", help="devices, with commas between")
+    parser.add_argument("--device", default="reference,cpu,cuda-sim",
+                        help="devices, with commas between [default: %(default)s]")
     parser.add_argument("--simulator", help="folder with the stand-in libcuda.so.1, for cuda-sim")
     parser.add_argument("--only", nargs="*", help="names of rows")
     parser.add_argument("--small", action="store_true", help="small pictures on every device")
