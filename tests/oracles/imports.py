@@ -9,7 +9,6 @@ when a check fails.
 """
 import argparse
 import glob
-import json
 import os
 import subprocess
 import sys
@@ -147,6 +146,48 @@ def smp_layouts():
             yield f"smp-{decoder.lower()}-{encoder}", [], old, []
 
 
+def randomised(net):
+    """The network with random numbers of FP16 for the start's, many of which are alike."""
+    for parameter in net.parameters():
+        parameter.data = torch.rand(parameter.shape).half()
+    return net
+
+
+def snapshots(importer):
+    """Folders as a download from Hugging Face leaves them, written by the publishers' own libraries."""
+    from timm.models._hub import save_config_for_hf
+    folder = os.path.join(importer.folder, "timm")
+    weights = os.path.join(folder, "model.safetensors")
+    net = randomised(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=0, depth=2))
+    os.mkdir(folder)
+    save_config_for_hf(net, os.path.join(folder, "config.json"))
+    save_file(net.state_dict(), weights)
+    snapshot(importer, folder, [])
+    key = "blocks.1.attn.qkv.weight"
+    without = {k: v for k, v in net.state_dict().items() if k != key}
+    cut = {**without, key: net.state_dict()[key][:, :-1].contiguous()}
+    for how, damage in (("without", without), ("cut", cut)):
+        save_file(damage, weights)
+        importer.refused(f"snapshot, {key} {how}", folder, [], key)
+    try:
+        from transformers import Dinov2Config, Dinov2Model
+    except ImportError:
+        return print("no transformers: its snapshot is left out")
+    folder = os.path.join(importer.folder, "transformers")
+    randomised(Dinov2Model(Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=2,
+                                        image_size=48, patch_size=16))).save_pretrained(folder)
+    snapshot(importer, folder, ["embeddings.mask_token"])
+
+
+def snapshot(importer, folder, dropped):
+    what = f"snapshot of {os.path.basename(folder)}"
+    code, message, package = importer.run(folder)
+    if code != 0:
+        return check(what, False, message)
+    file = load_file(os.path.join(folder, "model.safetensors"))
+    found_again(what, {key: torch.from_numpy(value) for key, value in file.items()}, package, dropped)
+
+
 def tensors(checkpoint):
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(checkpoint.get(wrapper), dict):
@@ -251,6 +292,7 @@ def main():
                 damaged(importer, family, options, checkpoint, dropped)
             seen.add(family)
         swapped(importer)
+        snapshots(importer)
     print(f"{len(CHECKS)} checks, {CHECKS.count(False)} failed")
     sys.exit(CHECKS.count(False) > 0)
 

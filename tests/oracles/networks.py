@@ -148,7 +148,8 @@ def vgg16_bn():
 def balnmp(extractor, head, original=False):
     """A checkpoint of DL-CNB or DL-CNB+C; `original` has the keys of the published weights."""
     prefix = "image_feature_extractor." + ("" if original else "extractor.")
-    return {prefix + key: value for key, value in extractor.state_dict().items()} | head.state_dict()
+    backbone = {prefix + key: value for key, value in extractor.state_dict().items()}
+    return backbone | head.state_dict()
 
 
 def resnet50_layer3():
