@@ -110,8 +110,8 @@ class LastLayer(nn.Module):
 
 
 class BalnmpHead(nn.Module):
-    """DL-CNB (Xu et al. 2021) behind its backbone; with `clinical` values, DL-CNB+C, which repeats them ten times.
-    Without `dropout` the second layer of the attention has index 2."""
+    """DL-CNB (Xu et al. 2021) behind its backbone; with `clinical` values, DL-CNB+C, which repeats them
+    ten times. Without `dropout` the second layer of the attention has index 2."""
 
     def __init__(self, d=25088, classes=2, clinical=0, dropout=True):
         super().__init__()
