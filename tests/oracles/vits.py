@@ -9,7 +9,6 @@ import collections
 import os
 import sys
 
-import timm
 import torch
 from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
