@@ -292,11 +292,17 @@ fn heads_that_disagree_with_their_recipe_are_refused() {
         heads::build(&head, None, &weights(file, &stored(file), |_| {})).unwrap_err().to_string()
     };
     for (error, words) in [
-        (build("balnmp", head("balnmp", 2, 5)), "room for 0 clinical values"),
+        (build("balnmp", head("balnmp", 2, 5)), "classifier.0.weight has room for 0 clinical"),
         (build("balnmp_c", head("balnmp", 2, 0)), "the recipe has 0 to repeat"),
         (build("balnmp_c", head("balnmp", 2, 4)), "the recipe has 4 to repeat"),
-        (build("balnmp", head("balnmp", 3, 0)), "2 outputs, the recipe's classes needs 3"),
-        (build("clam_sb", head("clam-sb", 0, 0)), "2 outputs, a regression needs 1"),
+        (
+            build("balnmp", head("balnmp", 3, 0)),
+            "classifier.2.weight has 2 outputs, the recipe's classes needs 3",
+        ),
+        (
+            build("clam_sb", head("clam-sb", 0, 0)),
+            "classifiers.weight has 2 outputs, a regression needs 1",
+        ),
         (build("clam_sb", head("clam-sb", 2, 1)), "no clinical values"),
         (build("clam_sb", head("clam-xl", 2, 0)), "no head family"),
     ] {

@@ -44,9 +44,10 @@ fn pool(
     classifier: Dense,
 ) -> Result<TensorId> {
     let width = graph.shape(h).channels();
-    let input = graph.param(classifier.weight).shape[1];
+    let weight = graph.param(classifier.weight);
+    let (name, input) = (weight.name.clone(), weight.shape[1]);
     let Some(room) = input.checked_sub(width) else {
-        return Err(Error::weights(format!("classifier reads {input} values, {width} are pooled")));
+        return Err(Error::weights(format!("{name} reads {input} values, {width} are pooled")));
     };
     if clinical == 0 && room == 0 {
         return match single {
@@ -57,7 +58,7 @@ fn pool(
     let fits = clinical > 0 && room.is_multiple_of(clinical);
     if !fits || !(1..=MAX_REPEATS).contains(&(room / clinical)) {
         return Err(Error::weights(format!(
-            "classifier has room for {room} clinical values beside {width} features, \
+            "{name} has room for {room} clinical values beside {width} features, \
              the recipe has {clinical} to repeat"
         )));
     }

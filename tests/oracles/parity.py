@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""parity.py BINARY: every family on every device against live PyTorch.
+"""parity.py BINARY: every family and head on every device against live PyTorch.
 
 Needs what requirements-parity.txt lists (PyPI); scripts/parity installs it. A row is a network with
 random weights from a seed and calibrated batch norm, written as a package and run by
 `histokern run`. Its distance from PyTorch in f32 stands beside the distance of PyTorch itself with
 weights and activations rounded to FP16. Exit code 1 when a row lies above 1.5 times that.
 
-The reference evaluates every op from its definition and gets small pictures; other devices get
-pictures of the usual size, small ones too with --small. A new row is a line in ENCODERS or
-SEGMENTERS, or a function that returns a Case, in `rows`.
+The reference evaluates every op from its definition, and `cuda-sim` is CUDA on the stand-in driver of
+tests/gpu-sim: both get small pictures and narrow networks; other devices the usual sizes, small ones
+too with --small. Vision transformers are two blocks deep. A new row is a line in ENCODERS, SEGMENTERS,
+HEADS or vits.LAYOUTS, or a function that returns a Case, in `rows`.
 """
 import argparse
 import collections
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -29,11 +31,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "weights"))
 import export  # noqa: E402
 import families  # noqa: E402
+import networks  # noqa: E402
+from vits import LAYOUTS, build as build_vit  # noqa: E402
 
 LIMIT = 1.5
+# Bags a head is given, one after the other: the few logits of one say little of an error.
+BAGS = 6
 
-# A package, the part of it to run, tensors to give it, the output to compare, what that should be,
-# and what PyTorch makes of it in FP16.
+# A package, the part of it to run, tensors to give it run by run, the output to compare, what that
+# should be, and what PyTorch makes of it in FP16.
 Case = collections.namedtuple("Case", "package part inputs output want emulated")
 
 ENCODERS = [
@@ -59,6 +65,27 @@ SEGMENTERS = [
     ("deeplabv3_resnet50", 256, 64), ("deeplabv3_resnet101", 256, 64),
 ]
 
+# Name, recipe of the head, and the module for features of the usual width (0) or few (1).
+CLASSES = {1: "", 2: 'classes = ["a", "b"]\n', 3: 'classes = ["a", "b", "c"]\n'}
+AGGREGATES = {"percentile": "{ percentile = 0.75 }", "mean": '"mean"', "max": '"max"'}
+CLAM = {"size": (1024, 512, 256)}, {"size": (96, 64, 32)}
+HEADS = [
+    ("clam-sb", 1024, 96, CLASSES[2], lambda few, d: networks.Clam(2, instances=False, **CLAM[few])),
+    ("clam-mb", 1024, 96, CLASSES[3],
+     lambda few, d: networks.Clam(3, True, dropout=True, instances=False, **CLAM[few])),
+    ("clam-sb-pool", 1024, 96, "",
+     lambda few, d: networks.Clam(1, pooled=True, instances=False, **CLAM[few])),
+    ("abmil", 1024, 96, "", lambda few, d: networks.Abmil(d, 128 >> few)),
+    ("abmil gated", 1024, 96, CLASSES[2], lambda few, d: networks.Abmil(d, 128 >> few, 2, gated=True)),
+    ("balnmp", 25088, 392, CLASSES[2], lambda few, d: networks.BalnmpHead(d)),
+    ("balnmp clinical", 25088, 392, CLASSES[3], lambda few, d: networks.BalnmpHead(d, 3, clinical=5)),
+    *((f"{family} {how}", 2048, 96, f"aggregate = {text}\n",
+       lambda few, d, a=(how, family == "pool-linear"): networks.LastLayer(d, 1, *a))
+      for family in ("tile-linear", "pool-linear") for how, text in AGGREGATES.items()
+      if (family, how) != ("pool-linear", "percentile")),
+]
+CLINICAL = "".join(f'[[head.clinical]]\ncolumn = "{c}"\nmean = 0.0\nsd = 1.0\n' for c in "abcde")
+
 
 def outputs(model, u8):
     """f32 and emulated FP16, channels last."""
@@ -79,7 +106,7 @@ def case(model, name, folder, side, stage=None, output=None, part="encoder", out
                          side, truncate=stage, output=output)
     u8 = export.pictures("parity", 2, side)
     want, emulated = outputs(model, u8)
-    return Case(package, part, {"pixels": u8}, out, want, emulated)
+    return Case(package, part, [{"pixels": u8}], out, want, emulated)
 
 
 def encoder(family, stage, side, folder):
@@ -117,7 +144,60 @@ def keras_inception(binary, side, folder):
     export.emulate_fp16(twin.eval())
     with torch.no_grad():
         emulated = twin(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).double().numpy()
-    return Case(package, "encoder", {"pixels": u8}, "features", want, emulated)
+    return Case(package, "encoder", [{"pixels": u8}], "features", want, emulated)
+
+
+def vit(binary, name, small, folder):
+    """A vision transformer through the import of its publisher's keys."""
+    try:
+        with open(os.path.join(ROOT, "weights", name, "recipe.toml"), "rb") as f:
+            settings = tomllib.load(f)["encoder"]["vit"]
+    except FileNotFoundError:
+        settings = {"pool": "mean"}
+    model, state, settings["heads"], side = build_vit(name, settings.get("pool", "class"), small)
+    template, package = os.path.join(folder, "template"), os.path.join(folder, "package")
+    os.mkdir(template)
+    section = "[encoder.vit]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items())
+    with open(os.path.join(template, "recipe.toml"), "w") as f:
+        f.write(export.RECIPE.format(name=name, model=name, family="vit", more=section, side=side,
+                                     licence="CC0-1.0", source="random weights", mpp=0.5,
+                                     normalisation=export.NORMALISATION))
+    checkpoint = os.path.join(folder, "model.safetensors")
+    save_file({key: value.numpy() for key, value in state.items()}, checkpoint)
+    subprocess.run([binary, "import", checkpoint, "--family", "vit", "--package", template, "-o",
+                    package, "--quiet"], check=True)
+    u8 = export.pictures("parity", 2, side)
+    return Case(package, "encoder", [{"pixels": u8}], "features", *outputs(model, u8))
+
+
+def head(name, text, d, build, output, folder):
+    """A head as a package, and what PyTorch makes of a few bags."""
+    model = build(d).eval()
+    package = os.path.join(folder, "package")
+    os.mkdir(package)
+    export.save(export.arrays_of(model), os.path.join(package, "head.safetensors"))
+    more = f'\n[[head]]\nname = "h"\nfamily = "{name.split()[0]}"\n{text}'
+    with open(os.path.join(package, "recipe.toml"), "w") as f:
+        f.write(export.RECIPE.format(name="h", model="h", family="none", more=more, side=224,
+                                     licence="CC0-1.0", source="random weights", mpp=0.5,
+                                     normalisation=export.NORMALISATION))
+    clinical = "clinical" in name
+    bags = []
+    for n in range(BAGS):
+        # Features as behind a ReLU, and FP16's own numbers.
+        bag = {"features": torch.relu(torch.randn(23 + 7 * n, d)).half().float().numpy()}
+        if clinical:
+            bag["clinical"] = torch.randn(5).half().float().numpy()
+        bags.append(bag)
+
+    def run():
+        with torch.no_grad():
+            made = [model(*(torch.from_numpy(v) for v in bag.values())) for bag in bags]
+        return torch.cat([m[output == "scores"].double() for m in made]).numpy()
+
+    want = run()
+    export.emulate_fp16(model)
+    return Case(package, "head:h", bags, output, want, run())
 
 
 def rows(binary):
@@ -129,6 +209,14 @@ def rows(binary):
     yield "inception_v3_keras", lambda few, folder: keras_inception(binary, (299, 75)[few], folder)
     for family, side, small in SEGMENTERS:
         yield family, (lambda few, folder, a=family, s=(side, small): segmenter(a, s[few], folder))
+    for name in LAYOUTS:
+        yield name, lambda few, folder, name=name: vit(binary, name, few, folder)
+    for name, *widths, text, build in HEADS:
+        text += CLINICAL if "clinical" in name else ""
+        for output in ("logits", "scores"):
+            yield f"{name} {output}", (
+                lambda few, folder, a=(name, text), d=widths, b=build, output=output:
+                head(*a, d[few], lambda d: b(few, d), output, folder))
 
 
 def distance(a, b):
@@ -136,31 +224,55 @@ def distance(a, b):
     return float(norm(a - b) / norm(b)), float((a * b).sum() / norm(a) / norm(b))
 
 
-def compare(binary, name, make, device, small, seed):
+def execute(binary, it, device, folder, simulator):
+    """The output of every run, one after the other."""
+    given, out = os.path.join(folder, "in"), os.path.join(folder, "out")
+    environment, made = os.environ, []
+    if device == "cuda-sim":
+        # The clock of the stand-in times an interpreter: tuning by it is of no use.
+        environment = {**environment, "LD_LIBRARY_PATH": simulator, "HISTOKERN_TUNE": "off"}
+    for inputs in it.inputs:
+        save_file(inputs, given)
+        subprocess.run([binary, "run", it.package, "--part", it.part, "--input", given, "-o", out,
+                        "--device", device.removesuffix("-sim"), "--quiet"], check=True, env=environment)
+        value = load_file(out)[it.output].astype(np.float64)
+        made.append(value[None] if it.output == "logits" else value)
+    return np.concatenate(made)
+
+
+def compare(binary, name, make, device, small, seed, simulator):
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         it = make(small, folder)
-        given, out = os.path.join(folder, "in"), os.path.join(folder, "out")
-        save_file(it.inputs, given)
         start = time.monotonic()
-        subprocess.run([binary, "run", it.package, "--part", it.part, "--input", given, "-o", out,
-                        "--device", device, "--quiet"], check=True)
+        got = execute(binary, it, device, folder, simulator)
         seconds = time.monotonic() - start
-        got = load_file(out)[it.output].astype(np.float64)
     if got.shape != it.want.shape:
         sys.exit(f"{name}: shape {got.shape}, needed {it.want.shape}")
     error, cosine = distance(got, it.want)
     fp16, fp16_cosine = distance(it.emulated, it.want)
-    side = next(iter(it.inputs.values())).shape[1]
-    return {"family": name, "device": device, "side": side, "error": error, "cosine": cosine,
+    first = next(iter(it.inputs[0].values()))
+    size = first.shape[1]
+    return {"family": name, "device": device, "size": size, "error": error, "cosine": cosine,
             "fp16": fp16, "fp16_cosine": fp16_cosine, "ratio": error / fp16, "seconds": seconds,
             "good": bool(error <= LIMIT * fp16)}
+
+
+def summary(done, devices):
+    """One line a family: the error on every device, in units of PyTorch's in FP16."""
+    print(f"\n{'error / FP16 error':30} " + " ".join(f"{device:>10}" for device in devices))
+    for family in dict.fromkeys(row["family"] for row in done):
+        of = {row["device"]: row["ratio"] for row in done if row["family"] == family}
+        print(f"{family:30} " + " ".join(
+            f"{of[device]:10.2f}" if device in of else " " * 10 for device in devices))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary", help="the histokern command")
-    parser.add_argument("--device", default="reference,cpu", help="devices, with commas between")
+    parser.add_argument("--device", default="reference,cpu,cuda-sim",
+                        help="devices, with commas between [default: %(default)s]")
+    parser.add_argument("--simulator", help="folder with the stand-in libcuda.so.1, for cuda-sim")
     parser.add_argument("--only", nargs="*", help="names of rows")
     parser.add_argument("--small", action="store_true", help="small pictures on every device")
     parser.add_argument("--seed", type=int, default=1)
@@ -170,17 +282,21 @@ def main():
     unknown = set(args.only or ()) - {name for name, _ in table}
     if unknown:
         sys.exit(f"no row {', '.join(sorted(unknown))}")
-    print(f"{'family':30} {'device':10} {'px':>4} {'rel. L2':>9} {'cosine':>10} "
+    devices = args.device.split(",")
+    if "cuda-sim" in devices and not args.simulator:
+        sys.exit("cuda-sim: say where the stand-in driver is with --simulator")
+    print(f"{'family':30} {'device':10} {'size':>5} {'rel. L2':>9} {'cosine':>10} "
           f"{'FP16 L2':>9} {'cosine':>10} {'ratio':>6}")
     done = []
     for name, make in table:
-        for device in args.device.split(",") if not args.only or name in args.only else ():
-            small = args.small or device == "reference"
-            row = compare(args.binary, name, make, device, small, args.seed)
+        for device in devices if not args.only or name in args.only else ():
+            small = args.small or device in ("reference", "cuda-sim")
+            row = compare(args.binary, name, make, device, small, args.seed, args.simulator)
             done.append(row)
-            print(f"{name:30} {device:10} {row['side']:4} {row['error']:9.2e} {row['cosine']:10.7f} "
+            print(f"{name:30} {device:10} {row['size']:5} {row['error']:9.2e} {row['cosine']:10.7f} "
                   f"{row['fp16']:9.2e} {row['fp16_cosine']:10.7f} {row['ratio']:6.2f}"
                   f"{'' if row['good'] else '  ABOVE ' + str(LIMIT)}", flush=True)
+    summary(done, devices)
     if args.json:
         with open(args.json, "w") as f:
             json.dump(done, f, indent=1)
