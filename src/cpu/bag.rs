@@ -2,12 +2,13 @@
 
 use super::conv::weights;
 use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
-use super::layer::{Layer, Site, halves, vector};
+use super::layer::{self, Layer, Site, vector};
 use super::math;
 use super::matmul::{Block, Weights};
-use super::memory::View;
+use super::memory::{StoredMut, View};
 use super::vector::Finish;
 use crate::graph::{Act, Dense, Graph, ParamId};
+use std::ops::Range;
 
 /// A linear layer inside a larger step.
 struct Linear {
@@ -51,7 +52,7 @@ impl AttentionScore {
         act: Act,
         block: &mut Block,
         rows: usize,
-        pack: impl Fn(usize, std::ops::Range<usize>, &mut [f32]),
+        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
         mut each: impl FnMut(usize, usize, &[f32]),
     ) {
         let filters = layer.weights.filters();
@@ -80,8 +81,8 @@ impl Layer for AttentionScore {
         site.sink.fill(&site.on, [rows, site.sink.channels()], |part, scratch| {
             let (first, rows) = (part.positions.start, part.positions.len());
             let (block, hidden) = (&mut scratch.block, &mut scratch.hidden);
-            let pack = |row: usize, depths: std::ops::Range<usize>, to: &mut [f32]| {
-                self.kernels.widen(x.at(first + row, depths), to)
+            let pack = |row: usize, depths: Range<usize>, to: StoredMut<'_>| {
+                self.kernels.take(x.at(first + row, depths), to)
             };
             self.project(&self.v, Act::Tanh, block, rows, pack, |row, start, values| {
                 hidden[row * width + start..][..values.len()].copy_from_slice(values);
@@ -92,8 +93,8 @@ impl Layer for AttentionScore {
                     hidden.iter_mut().zip(values).for_each(|(h, &g)| *h *= g);
                 });
             }
-            let pack = |row: usize, depths: std::ops::Range<usize>, to: &mut [f32]| {
-                to.copy_from_slice(&hidden[row * width..][depths])
+            let pack = |row: usize, depths: Range<usize>, to: StoredMut<'_>| {
+                self.kernels.narrow(&hidden[row * width..][depths], to)
             };
             self.project(&self.w, Act::None, block, rows, pack, |row, start, values| {
                 part.put(first + row, start, values);
@@ -176,7 +177,7 @@ impl RowDot {
         bias: Option<ParamId>,
     ) -> RowDot {
         let bias = vector(graph, bias, graph.param(weight).shape[0], 0.0);
-        let weight = halves(graph, weight).iter().map(|w| w.to_f32()).collect();
+        let weight = layer::weights(graph, weight, kernels);
         RowDot { kernels, weight, bias }
     }
 }

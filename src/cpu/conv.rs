@@ -4,11 +4,10 @@
 use super::kernels::{Kernels, MAX_COLUMNS, MAX_DEPTH};
 use super::layer::{Layer, Site, halves, numbers, vector};
 use super::matmul::Weights;
-use super::memory::View;
+use super::memory::{StoredMut, View};
 use super::strips::Strips;
 use super::vector::Finish;
 use crate::graph::{Act, Epilogue, Graph, Op, ParamId, Shape, Step, Window};
-use half::f16;
 use std::ops::Range;
 
 /// A convolution; a linear layer is one of a `1 x 1` kernel over `1 x 1` maps.
@@ -16,7 +15,7 @@ pub(super) struct Conv {
     kernels: &'static Kernels,
     weights: Weights,
     after: After,
-    /// Scale and bias of the input's channels, then ReLU and FP16.
+    /// Scale and bias of the input's channels, then ReLU and rounding.
     before: Option<[Vec<f32>; 2]>,
     taps: Taps,
     strips: Option<Strips>,
@@ -69,15 +68,29 @@ impl Conv {
     }
 
     /// Writes what one output position multiplies with the weights, for a part of the reduction.
-    fn gather(&self, x: &View, position: usize, depths: Range<usize>, to: &mut [f32]) {
-        self.taps.gather(self.kernels, x, position, depths.clone(), to);
-        if let Some([scale, bias]) = &self.before {
-            let (scale, bias) = (&scale[depths.clone()], &bias[depths]);
-            self.kernels.finish(to, &Finish { scale, bias, residual: None, act: Act::Relu });
-            let mut rounded = [f16::ZERO; MAX_DEPTH];
-            let rounded = &mut rounded[..to.len()];
-            self.kernels.narrow(to, rounded);
-            self.kernels.widen(rounded, to);
+    fn gather(&self, x: &View, position: usize, depths: Range<usize>, to: StoredMut<'_>) {
+        let Some([scale, bias]) = &self.before else {
+            return self.taps.gather(self.kernels, x, position, depths, to);
+        };
+        let (scale, bias) = (&scale[depths.clone()], &bias[depths.clone()]);
+        self.computed(to, |values| {
+            let to = StoredMut::F32(&mut *values);
+            self.taps.gather(self.kernels, x, position, depths.clone(), to);
+            self.kernels.finish(values, &Finish { scale, bias, residual: None, act: Act::Relu });
+            self.kernels.round(values);
+        });
+    }
+
+    /// Has f32 numbers written and leaves them as they are multiplied.
+    fn computed(&self, to: StoredMut<'_>, write: impl FnOnce(&mut [f32])) {
+        match to {
+            StoredMut::F32(to) => write(to),
+            to => {
+                let mut values = [0.0; 2 * MAX_DEPTH];
+                let values = &mut values[..to.len()];
+                write(values);
+                self.kernels.narrow(values, to);
+            }
         }
     }
 }
@@ -102,7 +115,7 @@ impl Layer for Conv {
                 let lines = &mut scratch.hidden[..strips.len()];
                 strips.fill(self.kernels, &x, part.positions.clone(), lines);
                 self.weights.multiply(block, rows, columns.clone(), |row, _, to| {
-                    strips.gather(lines, first, first + row, to)
+                    self.computed(to, |to| strips.gather(lines, first, first + row, to))
                 });
             } else {
                 self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
@@ -141,7 +154,7 @@ impl Taps {
         x: &View,
         position: usize,
         depths: Range<usize>,
-        mut to: &mut [f32],
+        mut to: StoredMut<'_>,
     ) {
         let [h, w] = self.input;
         let (Window { kernel, stride, pad, dilation }, c) = (self.window, self.channels);
@@ -155,24 +168,25 @@ impl Taps {
         let mut skip = depths.start % run;
         while !to.is_empty() {
             let now;
-            (now, to) = to.split_at_mut((run - skip).min(to.len()));
+            let length = (run - skip).min(to.len());
+            (now, to) = to.split_at(length);
             // Above the map this wraps around, to below it.
             let y = (p * stride[0] + r * dilation[0]).wrapping_sub(pad[0]);
             // Taps `inside` of the run lie on the map; the first of them at column `left`.
             let column = q * stride[1] + s * dilation[1];
             let on_map = if y < h { (w + pad[1]).saturating_sub(column) } else { 0 };
             let inside = pad[1].saturating_sub(column).min(together)..on_map.min(together);
-            let start = (inside.start * c).clamp(skip, skip + now.len());
-            let end = (inside.end * c).clamp(start, skip + now.len());
-            let (before, rest) = now.split_at_mut(start - skip);
-            let (middle, after) = rest.split_at_mut(end - start);
-            before.fill(0.0);
-            after.fill(0.0);
-            if !middle.is_empty() {
+            let start = (inside.start * c).clamp(skip, skip + length);
+            let end = (inside.end * c).clamp(start, skip + length);
+            let (before, rest) = now.split_at(start - skip);
+            let (middle, after) = rest.split_at(end - start);
+            before.fill_zero();
+            after.fill_zero();
+            if start < end {
                 let left = column + inside.start - pad[1];
                 let first = start - inside.start * c;
                 let from = x.at(image + y * w + left, first..first + middle.len());
-                kernels.widen(from, middle);
+                kernels.take(from, middle);
             }
             skip = 0;
             s += together;

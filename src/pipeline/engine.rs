@@ -1,6 +1,6 @@
 //! A package readied on a backend: its encoder and its heads, each one session.
 
-use crate::backend::{self, Backend, HostMemory, Input, Session};
+use crate::backend::{self, Backend, HostMemory, Input, Precision, Session};
 use crate::error::{Context, Error, Result};
 use crate::heads::{self, Head, Prediction};
 use crate::models::{self, Encoder};
@@ -12,6 +12,7 @@ use std::path::Path;
 pub struct Engine {
     package: Package,
     device: String,
+    precision: Precision,
     encoder: Option<(Encoder, Box<dyn Session>)>,
     heads: Vec<(Head, Box<dyn Session>)>,
     batch: usize,
@@ -52,7 +53,7 @@ impl Engine {
         parts: Parts,
         batch: usize,
     ) -> Result<Engine> {
-        let package = Package::open(folder)?;
+        let mut package = Package::open(folder)?;
         let recipe = &package.recipe;
         // Batch norm over the bag makes the bag the batch, and it is not to be cut.
         let (mut batch, whole) = match &recipe.bag {
@@ -96,8 +97,15 @@ impl Engine {
                 )));
             }
         }
-        let (device, heads, waiting) = (backend.name(), loaded, None);
-        Ok(Engine { device, package, encoder, heads, batch, notes, waiting })
+        let (device, precision) = (backend.name(), backend.precision());
+        if precision != Precision::F16 {
+            // Other numbers make other features, which must not be taken for the usual ones.
+            for id in [&mut package.recipe_id, &mut package.encoder_id] {
+                *id = format!("{id}-{precision}");
+            }
+        }
+        let heads = loaded;
+        Ok(Engine { device, precision, package, encoder, heads, batch, notes, waiting: None })
     }
 
     /// The package.
@@ -113,6 +121,11 @@ impl Engine {
     /// The device the sessions run on, as written into results.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// The numbers the sessions compute with, as written into results.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Largest number of tiles in one batch.
