@@ -18,8 +18,7 @@ struct Linear {
 }
 
 impl Linear {
-    fn new(graph: &Graph, dense: Dense, kernels: &'static Kernels) -> Linear {
-        let weights = weights(graph, dense.weight, kernels);
+    fn new(graph: &Graph, dense: Dense, weights: Weights) -> Linear {
         let k = weights.filters();
         Linear { weights, scale: vec![1.0; k], bias: vector(graph, dense.bias, k, 0.0) }
     }
@@ -41,8 +40,12 @@ impl AttentionScore {
         u: Option<Dense>,
         w: Dense,
     ) -> AttentionScore {
-        let linear = |dense| Linear::new(graph, dense, kernels);
-        AttentionScore { kernels, v: linear(v), u: u.map(linear), w: linear(w) }
+        let linear =
+            |dense: Dense| Linear::new(graph, dense, weights(graph, dense.weight, kernels));
+        let k = graph.param(w.weight).shape[0];
+        let last = Weights::pack_singles(kernels, layer::halves(graph, w.weight), k);
+        let w = Linear::new(graph, w, last);
+        AttentionScore { kernels, v: linear(v), u: u.map(linear), w }
     }
 
     /// Calls `each(row, first column, values)` with `act(x w + b)` of consecutive rows of `x`.

@@ -1,7 +1,7 @@
 //! Convolutions and linear layers as an implicit matrix product: one row for each output position,
 //! its taps gathered straight from the input, zeros where the window hangs over the edge.
 
-use super::kernels::{Kernels, MAX_COLUMNS, MAX_DEPTH};
+use super::kernels::{Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS};
 use super::layer::{Layer, Site, halves, numbers, vector};
 use super::matmul::Weights;
 use super::memory::{StoredMut, View};
@@ -68,14 +68,14 @@ impl Conv {
     }
 
     /// Writes what one output position multiplies with the weights, for a part of the reduction.
-    fn gather(&self, x: &View, position: usize, depths: Range<usize>, to: StoredMut<'_>) {
+    fn gather(&self, x: &View, place: Place, depths: Range<usize>, to: StoredMut<'_>) {
         let Some([scale, bias]) = &self.before else {
-            return self.taps.gather(self.kernels, x, position, depths, to);
+            return self.taps.gather(self.kernels, x, place, depths, to);
         };
         let (scale, bias) = (&scale[depths.clone()], &bias[depths.clone()]);
         self.computed(to, |values| {
             let to = StoredMut::F32(&mut *values);
-            self.taps.gather(self.kernels, x, position, depths.clone(), to);
+            self.taps.gather(self.kernels, x, place, depths.clone(), to);
             self.kernels.finish(values, &Finish { scale, bias, residual: None, act: Act::Relu });
             self.kernels.round(values);
         });
@@ -109,17 +109,18 @@ impl Layer for Conv {
         let x = site.inputs[0];
         let sizes = self.weights.blocks(site.sink.positions(), site.on.team.threads());
         site.sink.fill(&site.on, sizes, |part, scratch| {
-            let (first, columns) = (part.positions.start, part.channels.clone());
+            let columns = part.channels.clone();
             let (block, rows) = (&mut scratch.block, part.positions.len());
             if let Some(strips) = self.strips.as_ref().filter(|_| x.is_dense()) {
                 let lines = &mut scratch.hidden[..strips.len()];
-                strips.fill(self.kernels, &x, part.positions.clone(), lines);
+                let starts = strips.fill(self.kernels, &x, part.positions.clone(), lines);
                 self.weights.multiply(block, rows, columns.clone(), |row, _, to| {
-                    self.computed(to, |to| strips.gather(lines, first, first + row, to))
+                    self.computed(to, |to| strips.gather(lines, starts[row], to))
                 });
             } else {
+                let places = self.taps.places(part.positions.clone());
                 self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
-                    self.gather(&x, first + row, depths, to)
+                    self.gather(&x, places[row], depths, to)
                 });
             }
             let mut added = [0.0; MAX_COLUMNS];
@@ -145,21 +146,53 @@ struct Taps {
     channels: usize,
 }
 
+/// Where an output position lies.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// The first position of its picture in the input.
+    image: usize,
+    /// Row and column of the output.
+    p: usize,
+    q: usize,
+}
+
 impl Taps {
+    /// Of the positions of a block, in order.
+    fn places(&self, positions: Range<usize>) -> [Place; MAX_ROWS] {
+        let ([h, w], [rows, columns]) = (self.input, self.output);
+        let line = positions.start / columns;
+        let (image, p, q) = (line / rows * h * w, line % rows, positions.start % columns);
+        let (mut places, mut place) = ([Place::default(); MAX_ROWS], Place { image, p, q });
+        for to in &mut places[..positions.len()] {
+            *to = place;
+            place.q += 1;
+            if place.q == columns {
+                (place.q, place.p) = (0, place.p + 1);
+            }
+            if place.p == rows {
+                (place.p, place.image) = (0, place.image + h * w);
+            }
+        }
+        places
+    }
+
     /// Writes the part `depths` of the reduction, in order (r, s, c), of one output position of
     /// all rows together.
     fn gather(
         &self,
         kernels: &Kernels,
         x: &View,
-        position: usize,
+        place: Place,
         depths: Range<usize>,
         mut to: StoredMut<'_>,
     ) {
         let [h, w] = self.input;
         let (Window { kernel, stride, pad, dilation }, c) = (self.window, self.channels);
-        let [p, q] = [position / self.output[1] % self.output[0], position % self.output[1]];
-        let image = position / (self.output[0] * self.output[1]) * h * w;
+        let Place { image, p, q } = place;
+        if kernel == [1, 1] && pad == [0, 0] {
+            let position = image + p * stride[0] * w + q * stride[1];
+            return kernels.take(x.at(position, depths), to);
+        }
         // Neighbouring taps of a dense row are one run of memory; otherwise each is its own.
         let together = if dilation[1] == 1 && x.is_dense() { kernel[1] } else { 1 };
         let run = together * c;

@@ -140,6 +140,21 @@ impl Weights {
         Weights::pack_parts(kernels, weight, [filters, 1], |filter, _| filter)
     }
 
+    /// As [`Weights::pack`] for a left-hand side that stays in f32.
+    pub fn pack_singles(kernels: &'static Kernels, weight: &[f16], filters: usize) -> Weights {
+        let depth = weight.len() / filters;
+        let slots = filters.next_multiple_of(kernels.columns);
+        let mut weights = Weights {
+            kernels,
+            panels: Packed::Singles(Aligned::zeros(slots * depth)),
+            depth,
+            filters,
+            parts: 1,
+        };
+        weights.write(weight, |filter, _| filter);
+        weights
+    }
+
     /// Packs `[filters, parts]` rows of a weight, of which `row` gives the index.
     pub fn pack_parts(
         kernels: &'static Kernels,
@@ -151,17 +166,26 @@ impl Weights {
         let width = kernels.columns;
         let slots = filters.next_multiple_of(width) * parts;
         let is_paired = kernels.precision == Precision::Bf16;
-        let mut panels = match is_paired {
+        let panels = match is_paired {
             true => Packed::Pairs(Aligned::zeros(slots * depth.div_ceil(2))),
             false => Packed::Singles(Aligned::zeros(slots * depth)),
         };
+        let mut weights = Weights { kernels, panels, depth, filters, parts };
+        weights.write(weight, row);
+        weights
+    }
+
+    fn write(&mut self, weight: &[f16], row: impl Fn(usize, usize) -> usize) {
+        let Weights { kernels, ref mut panels, depth, filters, parts } = *self;
+        let width = kernels.columns;
         let mut numbers = vec![0.0; depth];
         let mut rounded = vec![bf16::ZERO; depth];
         for (k, part) in (0..filters).flat_map(|k| (0..parts).map(move |part| (k, part))) {
             kernels.widen(Stored::F16(&weight[row(k, part) * depth..][..depth]), &mut numbers);
             let (panel, column) = ((k / width * parts + part) * width, k % width);
-            match &mut panels {
+            match panels {
                 Packed::Singles(panels) => {
+                    kernels.round(&mut numbers);
                     for (i, &w) in numbers.iter().enumerate() {
                         panels[panel * depth + i * width + column] = w;
                     }
@@ -174,7 +198,6 @@ impl Weights {
                 }
             }
         }
-        Weights { kernels, panels, depth, filters, parts }
     }
 
     pub fn filters(&self) -> usize {

@@ -119,10 +119,19 @@ pub(super) mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub fn narrow(from: &[f32], to: &mut [bf16]) {
         assert_eq!(from.len(), to.len());
-        for (from, to) in from.chunks(16).zip(to.chunks_mut(16)) {
+        let (from16, from) = from.as_chunks::<16>();
+        let (to16, to) = to.as_chunks_mut::<16>();
+        for (from, to) in from16.iter().zip(to16) {
+            // SAFETY: both arrays hold sixteen elements; any bits are a register of integers.
+            unsafe {
+                let narrow: __m256i =
+                    std::mem::transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(from.as_ptr())));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+            }
+        }
+        if !from.is_empty() {
             let lanes = (u32::MAX >> (32 - from.len())) as __mmask16;
-            // SAFETY: masked loads and stores touch only the chunk's elements; any bits are a
-            // register of integers.
+            // SAFETY: masked loads and stores touch only the elements of the slices.
             unsafe {
                 let wide = _mm512_maskz_loadu_ps(lanes, from.as_ptr());
                 let narrow: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(wide));
