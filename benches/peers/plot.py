@@ -1,5 +1,5 @@
-"""plot.py CSV SVG: what `scripts/bench-peers --record` wrote as one picture; the table of
-docs/performance.md goes to standard output. Needs nothing but Python.
+"""plot.py CSV SVG MARKDOWN: what `scripts/bench-peers --record` wrote as one picture, and as a table
+between the two marks in a page. Needs nothing but Python.
 
 Each row of bars is one piece of work; a bar is a rate over that of the best peer of the same kind
 (f32 for our fp16 and f32, bf16 for our bf16). Bars that end left of the line at 1 are losses.
@@ -12,12 +12,11 @@ OURS = "histokern"
 COLOURS = {"fp16": "#1b6ca8", "bf16": "#d1602b", "f32": "#7a7a7a", "u8": "#2e8b57"}
 LEFT, RIGHT, LINE, MOST = 250, 190, 17, 4.0
 WIDTH = 860
+MARKS = ("<!-- by benches/peers/plot.py -->", "<!-- end -->")
 
 
-def compared(path):
+def compared(rows):
     """(work, batch, precision, ours over the best peer, who that is, spread of ours, our row, theirs)."""
-    with open(path) as f:
-        rows = list(csv.DictReader(f))
     for own in (r for r in rows if r["who"] == OURS):
         kind = "f32" if own["precision"] == "fp16" else own["precision"]
         peers = [r for r in rows if r["who"] != OURS and r["precision"] == kind
@@ -66,28 +65,34 @@ def draw(bars, subtitle):
             f'fill="#fff"/>\n{body}\n</svg>\n')
 
 
-def table(bars):
+def table(bars, subtitle):
     """Markdown."""
     spread = lambda r: f"{(float(r['max']) - float(r['min'])) / float(r['median']):.0%}"
     rate = lambda r: f"{float(r['median']):.4g}"
-    print("| work | batch | numbers | ours | spread | best peer | theirs | spread | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    lines = [subtitle + ".", "",
+             "| work | batch | numbers | ours | spread | best peer | theirs | spread | ratio |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     for work, batch, precision, ratio, peer, _, own, best in bars:
-        print(f"| {work} | {batch} | {precision} | {rate(own)} {own['unit']} | {spread(own)} "
-              f"| {peer} | {rate(best)} | {spread(best)} | {ratio:.2f} |")
+        lines.append(f"| {work} | {batch} | {precision} | {rate(own)} {own['unit']} | {spread(own)} "
+                     f"| {peer} | {rate(best)} | {spread(best)} | {ratio:.2f} |")
+    return "\n".join(lines)
 
 
-def main():
-    source, target = sys.argv[1:]
+def write(source, picture, page):
     with open(source) as f:
-        first = next(csv.DictReader(f))
-    subtitle = f"{first['cpu']}, {first['threads']} threads; line: from the slowest round to the fastest"
-    bars = list(compared(source))
-    table(bars)
-    picture = draw(bars, subtitle)
-    with open(target, "w") as f:
-        f.write(picture)
+        rows = list(csv.DictReader(f))
+    first = rows[0]
+    machine = f"{first['cpu']}, {first['threads']} threads"
+    bars = list(compared(rows))
+    with open(picture, "w") as f:
+        f.write(draw(bars, f"{machine}; line: from the slowest round to the fastest"))
+    versions = "; ".join(sorted({r["version"] for r in rows if r["who"] != OURS}))
+    with open(page) as f:
+        before, _, after = f.read().partition(MARKS[0])
+    after = after.partition(MARKS[1])[2]
+    with open(page, "w") as f:
+        f.write(f"{before}{MARKS[0]}\n{table(bars, f'{machine}. {versions}')}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":
-    main()
+    write(*sys.argv[1:])

@@ -411,6 +411,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3, help="at least")
     parser.add_argument("--slot", type=float, default=0.4, help="seconds of a turn")
     parser.add_argument("--record", metavar="DIR", help="write DIR/<date>-peers.csv")
+    parser.add_argument("--docs", action="store_true",
+                        help="with --record: renew table and picture of docs/performance.md")
     args = parser.parse_args()
     args.models = args.models or ("resnet18" if args.quick else
                                   "vgg16_bn,resnet50,densenet121,unet,vit_s16,vit_b16")
@@ -438,6 +440,10 @@ def main():
         path = os.path.join(ARGS.record, f"{today}-peers{suffix}.csv")
         record(bench.rows, path)
         print(f"\n{path}")
+        if ARGS.docs:
+            import plot
+            plot.write(path, os.path.join(ROOT, "docs", "performance.svg"),
+                       os.path.join(ROOT, "docs", "performance.md"))
 
 
 ARGS = arguments()

@@ -201,9 +201,11 @@ impl Ceilings {
         }
         let threads = global.threads();
         let isa = CpuBackend::new(1, None)?.isa();
+        let pairs = args.precision == Precision::Bf16 && ceiling::pairs_available(isa);
+        let what = if pairs { "products of bf16 pairs" } else { "fused multiply-adds" };
         Ok(Ceilings {
-            flops_per_second: ceiling::flops_per_second(isa, threads),
-            flops_by: format!("fused multiply-adds in registers, {isa}, {threads} threads"),
+            flops_per_second: ceiling::flops_per_second(isa, args.precision, threads),
+            flops_by: format!("{what} in registers, {isa}, {threads} threads"),
             bytes_per_second: ceiling::bytes_per_second(threads),
         })
     }

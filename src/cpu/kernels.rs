@@ -142,9 +142,7 @@ impl Kernels {
         }
         let each: &'static [Kernels; 3] = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512
-                if precision == Precision::Bf16 && is_x86_feature_detected!("avx512bf16") =>
-            {
+            Isa::Avx512 if precision == Precision::Bf16 && super::ceiling::pairs_available(isa) => {
                 return Ok(&AVX512_BF16);
             }
             #[cfg(target_arch = "x86_64")]
