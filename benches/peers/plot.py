@@ -5,6 +5,7 @@ Each row of bars is one piece of work; a bar is a rate over that of the best pee
 (f32 for our fp16 and f32, bf16 for our bf16). Bars that end left of the line at 1 are losses.
 """
 import csv
+import os
 import sys
 from xml.sax.saxutils import escape
 
@@ -91,7 +92,9 @@ def write(source, picture, page):
         before, _, after = f.read().partition(MARKS[0])
     after = after.partition(MARKS[1])[2]
     with open(page, "w") as f:
-        f.write(f"{before}{MARKS[0]}\n{table(bars, f'{machine}. {versions}')}\n{MARKS[1]}{after}")
+        shown = f"![Rate of histokern over that of the best peer]({os.path.basename(picture)})"
+        text = f"{shown}\n\n{table(bars, f'{machine}. {versions}')}"
+        f.write(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":
