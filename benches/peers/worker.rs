@@ -122,9 +122,12 @@ fn region(line: &str, side: u32) -> Result<Region> {
     Ok(Region { x, y, level: 0, width: side, height: side })
 }
 
+/// A network readied for a number of rows, and what it puts out.
+type Ready = (usize, Box<dyn Session>, Vec<f32>);
+
 /// A network, readied once for each batch size.
 struct Network {
-    sessions: BTreeMap<String, (usize, Box<dyn Session>, Vec<f32>)>,
+    sessions: BTreeMap<String, Ready>,
     pixels: Vec<u8>,
     picture: usize,
 }
