@@ -138,13 +138,14 @@ pub fn verify(on: &dyn Backend, graph: &Graph, layers: &[Layer]) -> Result<Vec<D
         })
         .collect();
     // The reference is slow, and its layers do not depend on each other.
+    let rounding = on.precision().rounding();
     let want: Vec<Result<Vec<Vec<f32>>>> = std::thread::scope(|scope| {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(cases.len());
         let share = |thread: usize| {
             let cases = &cases;
             scope.spawn(move || {
                 let own = (thread..cases.len()).step_by(threads);
-                own.map(|i| (i, oracle(&cases[i].0, &cases[i].1))).collect::<Vec<_>>()
+                own.map(|i| (i, oracle(&cases[i].0, &cases[i].1, rounding))).collect::<Vec<_>>()
             })
         };
         let running: Vec<_> = (0..threads).map(share).collect();
@@ -160,8 +161,8 @@ pub fn verify(on: &dyn Backend, graph: &Graph, layers: &[Layer]) -> Result<Vec<D
     Ok(deviations)
 }
 
-fn oracle(case: &Case, inputs: &[Values]) -> Result<Vec<Vec<f32>>> {
-    reference::run(&case.graph, case.rows, &Values::view(inputs), Rounding::F16)
+fn oracle(case: &Case, inputs: &[Values], rounding: Rounding) -> Result<Vec<Vec<f32>>> {
+    reference::run(&case.graph, case.rows, &Values::view(inputs), rounding)
 }
 
 /// A network readied for one number of rows, to be timed again and again.
@@ -344,7 +345,7 @@ mod tests {
         let case = alone(&g, 1);
         assert!(crate::graph::plan::Plan::new(&case.graph).is_ok());
         let inputs = case.inputs(Numbers::Integer, 0, 1);
-        let out = oracle(&case, &inputs).unwrap();
+        let out = oracle(&case, &inputs, Rounding::F16).unwrap();
         let [Values::F32(values)] = &inputs[..] else { unreachable!() };
         assert_eq!(out[0], *values);
     }

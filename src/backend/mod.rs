@@ -5,12 +5,14 @@ pub mod cases;
 pub mod check;
 pub mod measure;
 mod oracle;
+mod precision;
 mod several;
 pub mod suite;
 mod tiles;
 
 pub use crate::graph::Input;
 pub use oracle::Oracle;
+pub use precision::Precision;
 pub use several::Several;
 pub use tiles::{Axis, Exponents, Preparation, TileStep};
 
@@ -23,6 +25,11 @@ use std::sync::Arc;
 pub trait Backend: Send + Sync {
     /// What it is, as written into results: `cpu (avx512, 2 threads)`.
     fn name(&self) -> String;
+
+    /// The numbers it computes with, as written into results.
+    fn precision(&self) -> Precision {
+        Precision::F16
+    }
 
     /// Readies a graph: packs its weights and plans its arena for up to `max_rows` rows. With 0 rows
     /// only the weights are readied, and [`Session::reserve`] makes room.

@@ -1,6 +1,6 @@
 //! The reference as a machine: what every other backend is held to, in plain f32 loops.
 
-use super::{Backend, Input, Session};
+use super::{Backend, Input, Precision, Session};
 use crate::error::Result;
 use crate::graph::reference::{self, Rounding};
 use crate::graph::{Graph, check_run};
@@ -13,7 +13,16 @@ impl Backend for Oracle {
     fn name(&self) -> String {
         match self.0 {
             Rounding::F16 => "reference (FP16 activations)".into(),
+            Rounding::Bf16 => "reference (bf16 weights and activations)".into(),
             Rounding::None => "reference (f32)".into(),
+        }
+    }
+
+    fn precision(&self) -> Precision {
+        match self.0 {
+            Rounding::F16 => Precision::F16,
+            Rounding::Bf16 => Precision::Bf16,
+            Rounding::None => Precision::F32,
         }
     }
 

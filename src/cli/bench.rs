@@ -3,8 +3,8 @@
 
 use super::device::{Device, bytes};
 use super::{Global, Outcome, print_json};
-use crate::backend::Backend;
 use crate::backend::measure::{self, Layer, Stopwatch, median};
+use crate::backend::{Backend, Precision};
 use crate::cpu::{CpuBackend, ceiling};
 use crate::cuda::CudaBackend;
 use crate::error::{Context, Error, Result};
@@ -55,6 +55,9 @@ pub struct Args {
     /// Where networks run: auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all
     #[arg(long, default_value = "auto")]
     device: Device,
+    /// Numbers of weights and activations, on a CPU: fp16, bf16 or f32
+    #[arg(long, default_value = "fp16", value_name = "KIND")]
+    precision: Precision,
     /// Batch sizes [default: 1,16 on a CPU; 1,32,256 on a GPU]
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch: Vec<u16>,
@@ -84,7 +87,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     if args.slide.is_some() && args.package.is_none() {
         return Err(Error::usage("--slide goes with --package, which says how to read its tiles"));
     }
-    let backend = args.device.open(global, args.gpu_memory)?;
+    let backend = args.device.open_for(args.precision, global, args.gpu_memory)?;
     let (model, graph) = network(args)?;
     let say = |what: &str| global.say(&format!("{what} ..."));
     say("checking every layer against the reference");
@@ -105,7 +108,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
         device: backend.name(),
         model,
         threads: global.threads(),
-        precision: "f16",
+        precision: args.precision.to_string(),
         ceilings,
         batches: Vec::new(),
         slide: None,
@@ -199,9 +202,11 @@ impl Ceilings {
         }
         let threads = global.threads();
         let isa = CpuBackend::new(1, None)?.isa();
+        let pairs = args.precision == Precision::Bf16 && ceiling::pairs_available(isa);
+        let what = if pairs { "products of bf16 pairs" } else { "fused multiply-adds" };
         Ok(Ceilings {
-            flops_per_second: ceiling::flops_per_second(isa, threads),
-            flops_by: format!("fused multiply-adds in registers, {isa}, {threads} threads"),
+            flops_per_second: ceiling::flops_per_second(isa, args.precision, threads),
+            flops_by: format!("{what} in registers, {isa}, {threads} threads"),
             bytes_per_second: ceiling::bytes_per_second(threads),
         })
     }
@@ -219,7 +224,7 @@ struct Report {
     device: String,
     model: String,
     threads: usize,
-    precision: &'static str,
+    precision: String,
     ceilings: Ceilings,
     batches: Vec<Batch>,
     slide: Option<Stages>,
@@ -380,7 +385,7 @@ impl Report {
         for b in &self.batches {
             let mut write =
                 |layer: &str, steps: usize, ms: Option<Spread>, rest: [Option<f64>; 5]| {
-                    let head = [self.version, &self.device, &self.model, self.precision];
+                    let head = [self.version, &self.device, &self.model, &self.precision];
                     let mut row: Vec<String> = head.iter().map(|s| s.to_string()).collect();
                     row.extend([self.threads, b.rows].map(|n| n.to_string()));
                     row.extend([layer.to_string(), steps.to_string(), b.samples.to_string()]);

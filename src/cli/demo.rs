@@ -84,7 +84,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let written = start.elapsed().as_secs_f64();
     let results = args.out.join("results");
     let paths: Vec<PathBuf> = slides.iter().map(|(_, path, _)| path.clone()).collect();
-    let run = RunArgs { device: args.device.clone(), batch: 16, gpu_memory: None };
+    let run = RunArgs::on(args.device.clone());
     let predict = predict::Args::slides(paths, package, results.clone(), run, SlideArgs::default());
     let (outcome, answers) = predict::predict_slides(&predict, global)?;
     report(args, &results, &slides, &answers, [written, start.elapsed().as_secs_f64()]);

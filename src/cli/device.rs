@@ -1,11 +1,10 @@
-//! Where networks run: `--device`, `--batch` and `--gpu-memory`.
+//! Where and how networks run: `--device`, `--precision`, `--batch` and `--gpu-memory`.
 
 use super::Global;
-use crate::backend::{Backend, Oracle, Several};
+use crate::backend::{Backend, Oracle, Precision, Several};
 use crate::cpu::CpuBackend;
 use crate::cuda::{self, CudaBackend};
 use crate::error::{Context, Error, Result};
-use crate::graph::reference::Rounding;
 use std::str::FromStr;
 
 /// Where networks run.
@@ -64,12 +63,26 @@ impl Device {
     /// # Errors
     /// [`crate::Kind::Device`] when a GPU is asked for and cannot be used: there is no fall-back.
     pub fn open(&self, global: &Global, gpu_memory: Option<usize>) -> Result<Box<dyn Backend>> {
+        self.open_for(Precision::default(), global, gpu_memory)
+    }
+
+    /// As [`Device::open`], to compute with other numbers.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; [`crate::Kind::Unsupported`] where the device does not compute with them.
+    pub fn open_for(
+        &self,
+        precision: Precision,
+        global: &Global,
+        gpu_memory: Option<usize>,
+    ) -> Result<Box<dyn Backend>> {
         let cpu = || -> Result<Box<dyn Backend>> {
-            Ok(Box::new(CpuBackend::new(global.threads(), None)?))
+            let backend = CpuBackend::new(global.threads(), None)?;
+            Ok(Box::new(backend.with_precision(precision)?))
         };
         match self {
             Device::Cpu => cpu(),
-            Device::Reference => Ok(Box::new(Oracle(Rounding::F16))),
+            Device::Reference => Ok(Box::new(Oracle(precision.rounding()))),
             Device::Auto => {
                 let backend = cpu()?;
                 let gpu = cuda::driver().is_ok_and(|driver| !driver.devices.is_empty());
@@ -77,6 +90,9 @@ impl Device {
                 global.say(&format!("device: {} (auto{hint})", backend.name()));
                 Ok(backend)
             }
+            Device::Cuda(_) if precision != Precision::F16 => Err(Error::unsupported(format!(
+                "--precision {precision}: GPUs compute with fp16 alone; --device cpu has all"
+            ))),
             Device::Cuda(gpus) => {
                 let mut backends: Vec<Box<dyn Backend>> = Vec::new();
                 for ordinal in gpus.ordinals()? {
@@ -122,6 +138,10 @@ pub struct RunArgs {
     /// Where networks run: auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all
     #[arg(long, default_value = "auto")]
     pub device: Device,
+    /// Numbers of weights and activations, on a CPU: fp16, bf16 (faster where the processor
+    /// multiplies it, 8 times the rounding error) or f32 (FP16 weights, nothing else rounded)
+    #[arg(long, default_value = "fp16", value_name = "KIND")]
+    pub precision: Precision,
     /// Tiles in one batch; results do not depend on it
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub batch: u16,
@@ -131,12 +151,17 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// What the command line gives when it names a device only.
+    pub fn on(device: Device) -> RunArgs {
+        RunArgs { device, precision: Precision::default(), batch: 16, gpu_memory: None }
+    }
+
     /// Opens the backend within the bounds given.
     ///
     /// # Errors
     /// As [`Device::open`].
     pub fn open(&self, global: &Global) -> Result<Box<dyn Backend>> {
-        self.device.open(global, self.gpu_memory)
+        self.device.open_for(self.precision, global, self.gpu_memory)
     }
 }
 

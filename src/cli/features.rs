@@ -103,7 +103,9 @@ impl Args {
     fn files(&self, engine: &Engine) -> impl Fn(&str) -> Vec<PathBuf> + use<> {
         let (out, format) = (self.out.clone(), self.format);
         let encoder = encoder_name(engine);
-        let id = engine.package().encoder_id[..8].to_string();
+        let (hash, precision) = engine.package().encoder_id.split_at(8);
+        let precision = precision.find('-').map_or("", |at| &precision[at..]);
+        let id = format!("{hash}{precision}");
         move |slide| match format {
             Format::Trident => {
                 vec![out.join(format!("features_{encoder}")).join(format!("{slide}.h5"))]

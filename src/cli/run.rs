@@ -89,7 +89,7 @@ struct Output {
 pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let bytes =
         std::fs::read(&args.input).map_err(|e| Error::io(args.input.display().to_string(), e))?;
-    let backend = args.run.device.open(global, args.run.gpu_memory)?;
+    let backend = args.run.open(global)?;
     let package = Package::open(&args.package)?;
     let job = Job { package: &package, backend: &*backend, batch: args.run.batch.into() };
     let outputs = SafeTensors::deserialize(&bytes)

@@ -3,9 +3,9 @@
 //! pass by; logits stay in f32.
 
 use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
-use super::layer::{Layer, Scratch, Site, halves};
-use super::matmul::Panels;
-use super::memory::{Part, View};
+use super::layer::{Layer, Scratch, Site, weights};
+use super::matmul::{Columns, Panels};
+use super::memory::{Part, StoredMut, View};
 use crate::graph::{Graph, ParamId, TensorId};
 use std::ops::Range;
 
@@ -45,7 +45,7 @@ impl Attention {
             width: shape.channels() / parts / heads,
             heads,
             count,
-            queries: queries.map(|id| halves(graph, id).iter().map(|q| q.to_f32()).collect()),
+            queries: queries.map(|id| weights(graph, id, kernels)),
             rows: rows / whole * whole,
         }
     }
@@ -106,21 +106,22 @@ impl Attention {
         let (values, logits) = rest.split_at_mut(v);
         self.pack_keys(x, first, side(2), keys);
         self.pack_values(x, first, side(1), values);
-        let keys = Panels { kernels: self.kernels, data: keys, depth: width };
-        let values = Panels { kernels: self.kernels, data: values, depth: tokens };
+        let keys = Panels { kernels: self.kernels, data: Columns::Singles(keys), depth: width };
+        let values =
+            Panels { kernels: self.kernels, data: Columns::Singles(values), depth: tokens };
         let block = &mut scratch.block;
         let (scale, mut totals) = (1.0 / (width as f64).sqrt(), [0f32; MAX_ROWS]);
         for start in part.positions.clone().step_by(self.rows) {
             let rows = self.rows.min(part.positions.end - start);
-            let query = |i: usize, depths: Range<usize>, to: &mut [f32]| match &self.queries {
+            let query = |i: usize, depths: Range<usize>, to: StoredMut<'_>| match &self.queries {
                 None => {
                     let from = side(3).start + depths.start;
                     let position = first + (start + i) % self.count;
-                    self.kernels.widen(x.at(position, from..from + depths.len()), to)
+                    self.kernels.take(x.at(position, from..from + depths.len()), to)
                 }
                 Some(queries) => {
                     let from = (start + i) % self.count * all + channels.start + depths.start;
-                    to.copy_from_slice(&queries[from..from + depths.len()])
+                    self.kernels.narrow(&queries[from..from + depths.len()], to)
                 }
             };
             for columns in blocks(0..tokens) {
@@ -134,7 +135,7 @@ impl Attention {
             }
             for columns in blocks(0..width) {
                 values.multiply(block, rows, columns.clone(), |i, depths, to| {
-                    to.copy_from_slice(&logits[i * tokens..][depths])
+                    self.kernels.narrow(&logits[i * tokens..][depths], to)
                 });
                 for (i, total) in totals[..rows].iter().enumerate() {
                     let sums = block.row(i, columns.len());

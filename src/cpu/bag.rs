@@ -2,12 +2,13 @@
 
 use super::conv::weights;
 use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
-use super::layer::{Layer, Site, halves, vector};
+use super::layer::{self, Layer, Site, vector};
 use super::math;
 use super::matmul::{Block, Weights};
-use super::memory::View;
+use super::memory::{StoredMut, View};
 use super::vector::Finish;
 use crate::graph::{Act, Dense, Graph, ParamId};
+use std::ops::Range;
 
 /// A linear layer inside a larger step.
 struct Linear {
@@ -17,8 +18,7 @@ struct Linear {
 }
 
 impl Linear {
-    fn new(graph: &Graph, dense: Dense, kernels: &'static Kernels) -> Linear {
-        let weights = weights(graph, dense.weight, kernels);
+    fn new(graph: &Graph, dense: Dense, weights: Weights) -> Linear {
         let k = weights.filters();
         Linear { weights, scale: vec![1.0; k], bias: vector(graph, dense.bias, k, 0.0) }
     }
@@ -40,8 +40,12 @@ impl AttentionScore {
         u: Option<Dense>,
         w: Dense,
     ) -> AttentionScore {
-        let linear = |dense| Linear::new(graph, dense, kernels);
-        AttentionScore { kernels, v: linear(v), u: u.map(linear), w: linear(w) }
+        let linear =
+            |dense: Dense| Linear::new(graph, dense, weights(graph, dense.weight, kernels));
+        let k = graph.param(w.weight).shape[0];
+        let last = Weights::pack_singles(kernels, layer::halves(graph, w.weight), k);
+        let w = Linear::new(graph, w, last);
+        AttentionScore { kernels, v: linear(v), u: u.map(linear), w }
     }
 
     /// Calls `each(row, first column, values)` with `act(x w + b)` of consecutive rows of `x`.
@@ -51,7 +55,7 @@ impl AttentionScore {
         act: Act,
         block: &mut Block,
         rows: usize,
-        pack: impl Fn(usize, std::ops::Range<usize>, &mut [f32]),
+        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
         mut each: impl FnMut(usize, usize, &[f32]),
     ) {
         let filters = layer.weights.filters();
@@ -80,8 +84,8 @@ impl Layer for AttentionScore {
         site.sink.fill(&site.on, [rows, site.sink.channels()], |part, scratch| {
             let (first, rows) = (part.positions.start, part.positions.len());
             let (block, hidden) = (&mut scratch.block, &mut scratch.hidden);
-            let pack = |row: usize, depths: std::ops::Range<usize>, to: &mut [f32]| {
-                self.kernels.widen(x.at(first + row, depths), to)
+            let pack = |row: usize, depths: Range<usize>, to: StoredMut<'_>| {
+                self.kernels.take(x.at(first + row, depths), to)
             };
             self.project(&self.v, Act::Tanh, block, rows, pack, |row, start, values| {
                 hidden[row * width + start..][..values.len()].copy_from_slice(values);
@@ -92,8 +96,8 @@ impl Layer for AttentionScore {
                     hidden.iter_mut().zip(values).for_each(|(h, &g)| *h *= g);
                 });
             }
-            let pack = |row: usize, depths: std::ops::Range<usize>, to: &mut [f32]| {
-                to.copy_from_slice(&hidden[row * width..][depths])
+            let pack = |row: usize, depths: Range<usize>, to: StoredMut<'_>| {
+                self.kernels.narrow(&hidden[row * width..][depths], to)
             };
             self.project(&self.w, Act::None, block, rows, pack, |row, start, values| {
                 part.put(first + row, start, values);
@@ -176,7 +180,7 @@ impl RowDot {
         bias: Option<ParamId>,
     ) -> RowDot {
         let bias = vector(graph, bias, graph.param(weight).shape[0], 0.0);
-        let weight = halves(graph, weight).iter().map(|w| w.to_f32()).collect();
+        let weight = layer::weights(graph, weight, kernels);
         RowDot { kernels, weight, bias }
     }
 }

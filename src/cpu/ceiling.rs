@@ -2,6 +2,7 @@
 //! too large for any cache. No layer can exceed the first, none that streams its data the second.
 
 use super::Isa;
+use crate::backend::Precision;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -12,11 +13,16 @@ const STREAM_BYTES: usize = 64 << 20;
 /// The best of this many measurements counts: what disturbs one only makes it slower.
 const REPEATS: usize = 5;
 
-/// f32 operations per second of `threads` threads that only multiply and add, with an instruction
-/// set this processor has. An addition and a multiplication count as two.
-pub fn flops_per_second(isa: Isa, threads: usize) -> f64 {
+/// Operations per second of `threads` threads that only multiply and add numbers of a precision, with
+/// an instruction set this processor has. An addition and a multiplication count as two.
+pub fn flops_per_second(isa: Isa, precision: Precision, threads: usize) -> f64 {
     let run = || -> usize {
         match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if precision == Precision::Bf16 && pairs_available(isa) => {
+                // SAFETY: the instructions were found on this processor.
+                unsafe { x86::pairs_avx512(ROUNDS) }
+            }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the instruction set was found on this processor.
             Isa::Avx512 if isa.is_available() => unsafe { x86::fma_avx512(ROUNDS) },
@@ -27,6 +33,15 @@ pub fn flops_per_second(isa: Isa, threads: usize) -> f64 {
         }
     };
     best(threads, |_| 2 * run())
+}
+
+/// Whether an instruction set of this processor multiplies pairs of bf16 numbers.
+pub fn pairs_available(isa: Isa) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => isa.is_available() && is_x86_feature_detected!("avx512bf16"),
+        _ => false,
+    }
 }
 
 /// Bytes per second that `threads` threads read and write when they copy memory.
@@ -104,6 +119,21 @@ mod x86 {
         rounds * CHAINS * 16
     }
 
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn pairs_avx512(rounds: usize) -> usize {
+        let x = _mm512_set1_ps(black_box(0.5));
+        let halves = _mm512_cvtne2ps_pbh(x, x);
+        let mut sums = [x; CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, halves, halves);
+            }
+        }
+        let total: f32 = sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum();
+        black_box(total);
+        rounds * CHAINS * 32
+    }
+
     #[target_feature(enable = "avx2,fma")]
     pub fn fma_avx2(rounds: usize) -> usize {
         let x = _mm256_set1_ps(black_box(0.5));
@@ -125,11 +155,16 @@ mod tests {
 
     #[test]
     fn wider_vectors_do_more() {
-        let portable = flops_per_second(Isa::Portable, 1);
+        let f32s = |isa| flops_per_second(isa, Precision::F32, 1);
+        let portable = f32s(Isa::Portable);
         assert!(portable > 1e8, "{portable:e} operations per second");
         if Isa::Avx512.is_available() {
-            let wide = flops_per_second(Isa::Avx512, 1);
+            let wide = f32s(Isa::Avx512);
             assert!(wide > 1e9, "{wide:e} operations per second");
+        }
+        if pairs_available(Isa::Avx512) {
+            let pairs = flops_per_second(Isa::Avx512, Precision::Bf16, 1);
+            assert!(pairs > 1e9, "{pairs:e} operations per second");
         }
         assert!(bytes_per_second(1) > 1e8);
     }

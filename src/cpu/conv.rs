@@ -1,14 +1,13 @@
 //! Convolutions and linear layers as an implicit matrix product: one row for each output position,
 //! its taps gathered straight from the input, zeros where the window hangs over the edge.
 
-use super::kernels::{Kernels, MAX_COLUMNS, MAX_DEPTH};
+use super::kernels::{Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS};
 use super::layer::{Layer, Site, halves, numbers, vector};
 use super::matmul::Weights;
-use super::memory::View;
+use super::memory::{StoredMut, View};
 use super::strips::Strips;
 use super::vector::Finish;
 use crate::graph::{Act, Epilogue, Graph, Op, ParamId, Shape, Step, Window};
-use half::f16;
 use std::ops::Range;
 
 /// A convolution; a linear layer is one of a `1 x 1` kernel over `1 x 1` maps.
@@ -16,7 +15,7 @@ pub(super) struct Conv {
     kernels: &'static Kernels,
     weights: Weights,
     after: After,
-    /// Scale and bias of the input's channels, then ReLU and FP16.
+    /// Scale and bias of the input's channels, then ReLU and rounding.
     before: Option<[Vec<f32>; 2]>,
     taps: Taps,
     strips: Option<Strips>,
@@ -69,15 +68,29 @@ impl Conv {
     }
 
     /// Writes what one output position multiplies with the weights, for a part of the reduction.
-    fn gather(&self, x: &View, position: usize, depths: Range<usize>, to: &mut [f32]) {
-        self.taps.gather(self.kernels, x, position, depths.clone(), to);
-        if let Some([scale, bias]) = &self.before {
-            let (scale, bias) = (&scale[depths.clone()], &bias[depths]);
-            self.kernels.finish(to, &Finish { scale, bias, residual: None, act: Act::Relu });
-            let mut rounded = [f16::ZERO; MAX_DEPTH];
-            let rounded = &mut rounded[..to.len()];
-            self.kernels.narrow(to, rounded);
-            self.kernels.widen(rounded, to);
+    fn gather(&self, x: &View, place: Place, depths: Range<usize>, to: StoredMut<'_>) {
+        let Some([scale, bias]) = &self.before else {
+            return self.taps.gather(self.kernels, x, place, depths, to);
+        };
+        let (scale, bias) = (&scale[depths.clone()], &bias[depths.clone()]);
+        self.computed(to, |values| {
+            let to = StoredMut::F32(&mut *values);
+            self.taps.gather(self.kernels, x, place, depths.clone(), to);
+            self.kernels.finish(values, &Finish { scale, bias, residual: None, act: Act::Relu });
+            self.kernels.round(values);
+        });
+    }
+
+    /// Has f32 numbers written and leaves them as they are multiplied.
+    fn computed(&self, to: StoredMut<'_>, write: impl FnOnce(&mut [f32])) {
+        match to {
+            StoredMut::F32(to) => write(to),
+            to => {
+                let mut values = [0.0; 2 * MAX_DEPTH];
+                let values = &mut values[..to.len()];
+                write(values);
+                self.kernels.narrow(values, to);
+            }
         }
     }
 }
@@ -96,17 +109,18 @@ impl Layer for Conv {
         let x = site.inputs[0];
         let sizes = self.weights.blocks(site.sink.positions(), site.on.team.threads());
         site.sink.fill(&site.on, sizes, |part, scratch| {
-            let (first, columns) = (part.positions.start, part.channels.clone());
+            let columns = part.channels.clone();
             let (block, rows) = (&mut scratch.block, part.positions.len());
             if let Some(strips) = self.strips.as_ref().filter(|_| x.is_dense()) {
                 let lines = &mut scratch.hidden[..strips.len()];
-                strips.fill(self.kernels, &x, part.positions.clone(), lines);
+                let starts = strips.fill(self.kernels, &x, part.positions.clone(), lines);
                 self.weights.multiply(block, rows, columns.clone(), |row, _, to| {
-                    strips.gather(lines, first, first + row, to)
+                    self.computed(to, |to| strips.gather(lines, starts[row], to))
                 });
             } else {
+                let places = self.taps.places(part.positions.clone());
                 self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
-                    self.gather(&x, first + row, depths, to)
+                    self.gather(&x, places[row], depths, to)
                 });
             }
             let mut added = [0.0; MAX_COLUMNS];
@@ -132,21 +146,53 @@ struct Taps {
     channels: usize,
 }
 
+/// Where an output position lies.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// The first position of its picture in the input.
+    image: usize,
+    /// Row and column of the output.
+    p: usize,
+    q: usize,
+}
+
 impl Taps {
+    /// Of the positions of a block, in order.
+    fn places(&self, positions: Range<usize>) -> [Place; MAX_ROWS] {
+        let ([h, w], [rows, columns]) = (self.input, self.output);
+        let line = positions.start / columns;
+        let (image, p, q) = (line / rows * h * w, line % rows, positions.start % columns);
+        let (mut places, mut place) = ([Place::default(); MAX_ROWS], Place { image, p, q });
+        for to in &mut places[..positions.len()] {
+            *to = place;
+            place.q += 1;
+            if place.q == columns {
+                (place.q, place.p) = (0, place.p + 1);
+            }
+            if place.p == rows {
+                (place.p, place.image) = (0, place.image + h * w);
+            }
+        }
+        places
+    }
+
     /// Writes the part `depths` of the reduction, in order (r, s, c), of one output position of
     /// all rows together.
     fn gather(
         &self,
         kernels: &Kernels,
         x: &View,
-        position: usize,
+        place: Place,
         depths: Range<usize>,
-        mut to: &mut [f32],
+        mut to: StoredMut<'_>,
     ) {
         let [h, w] = self.input;
         let (Window { kernel, stride, pad, dilation }, c) = (self.window, self.channels);
-        let [p, q] = [position / self.output[1] % self.output[0], position % self.output[1]];
-        let image = position / (self.output[0] * self.output[1]) * h * w;
+        let Place { image, p, q } = place;
+        if kernel == [1, 1] && pad == [0, 0] {
+            let position = image + p * stride[0] * w + q * stride[1];
+            return kernels.take(x.at(position, depths), to);
+        }
         // Neighbouring taps of a dense row are one run of memory; otherwise each is its own.
         let together = if dilation[1] == 1 && x.is_dense() { kernel[1] } else { 1 };
         let run = together * c;
@@ -155,24 +201,25 @@ impl Taps {
         let mut skip = depths.start % run;
         while !to.is_empty() {
             let now;
-            (now, to) = to.split_at_mut((run - skip).min(to.len()));
+            let length = (run - skip).min(to.len());
+            (now, to) = to.split_at(length);
             // Above the map this wraps around, to below it.
             let y = (p * stride[0] + r * dilation[0]).wrapping_sub(pad[0]);
             // Taps `inside` of the run lie on the map; the first of them at column `left`.
             let column = q * stride[1] + s * dilation[1];
             let on_map = if y < h { (w + pad[1]).saturating_sub(column) } else { 0 };
             let inside = pad[1].saturating_sub(column).min(together)..on_map.min(together);
-            let start = (inside.start * c).clamp(skip, skip + now.len());
-            let end = (inside.end * c).clamp(start, skip + now.len());
-            let (before, rest) = now.split_at_mut(start - skip);
-            let (middle, after) = rest.split_at_mut(end - start);
-            before.fill(0.0);
-            after.fill(0.0);
-            if !middle.is_empty() {
+            let start = (inside.start * c).clamp(skip, skip + length);
+            let end = (inside.end * c).clamp(start, skip + length);
+            let (before, rest) = now.split_at(start - skip);
+            let (middle, after) = rest.split_at(end - start);
+            before.fill_zero();
+            after.fill_zero();
+            if start < end {
                 let left = column + inside.start - pad[1];
                 let first = start - inside.start * c;
                 let from = x.at(image + y * w + left, first..first + middle.len());
-                kernels.widen(from, middle);
+                kernels.take(from, middle);
             }
             skip = 0;
             s += together;

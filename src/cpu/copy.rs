@@ -1,10 +1,11 @@
 //! Steps that only move numbers: normalised pixels, patches, flattening, copies into slices.
 
 use super::layer::{Layer, Site};
-use half::f16;
 
 /// Positions to a task.
 const POSITIONS: usize = 4096;
+/// Channels that are flattened together.
+const FLATTENED: usize = 8;
 
 /// `(x / 255 - mean) / std` by table: 256 values for each colour.
 pub(super) struct Normalize {
@@ -70,25 +71,32 @@ impl Layer for Patches {
 }
 
 /// `[H, W, C]` to `[C, H, W]`.
-pub(super) struct Flatten;
+pub(super) struct Flatten {
+    /// Positions of the map.
+    pub area: usize,
+}
 
 impl Layer for Flatten {
+    fn scratch(&self) -> usize {
+        self.area * FLATTENED
+    }
+
     fn run(&self, site: &Site<'_>) {
-        let x = site.inputs[0];
-        let area = site.sink.channels() / x.channels();
-        // A task takes whole channels; what it gathers is written in runs.
-        let block = [1, area * 8];
-        site.sink.fill(&site.on, block, |part, _| {
-            let mut run = [f16::ZERO; 256];
-            let (row, end) = (part.positions.start, part.channels.end);
-            for start in part.channels.clone().step_by(run.len()) {
-                let run = &mut run[..(end - start).min(256)];
-                for (i, to) in run.iter_mut().enumerate() {
-                    let (channel, position) = ((start + i) / area, (start + i) % area);
-                    *to = x.at(row * area + position, channel..channel + 1)[0];
+        let (x, area) = (site.inputs[0], self.area);
+        // A task takes whole channels.
+        site.sink.fill(&site.on, [1, area * FLATTENED], |part, scratch| {
+            let (row, channels) = (part.positions.start, part.channels.clone());
+            let (first, end) = (channels.start / area, channels.end / area);
+            let to = &mut scratch.hidden[..channels.len()];
+            let mut run = [0f32; FLATTENED];
+            let run = &mut run[..end - first];
+            for position in 0..area {
+                site.on.kernels.widen(x.at(row * area + position, first..end), run);
+                for (to, &value) in to[position..].iter_mut().step_by(area).zip(&*run) {
+                    *to = value;
                 }
-                part.put_f16(row, start, run);
             }
+            part.put(row, channels.start, to);
         });
     }
 }
@@ -101,7 +109,7 @@ impl Layer for Copy {
         let x = site.inputs[0];
         site.sink.fill(&site.on, [POSITIONS, x.channels()], |part, _| {
             for position in part.positions.clone() {
-                part.put_f16(position, 0, x.at(position, 0..x.channels()));
+                part.put_stored(position, 0, x.at(position, 0..x.channels()));
             }
         });
     }

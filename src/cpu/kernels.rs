@@ -3,10 +3,13 @@
 //! A [`Kernels`] can only be had from [`Kernels::of`], which asks the processor first: holding one
 //! is the proof that its functions may be called.
 
+use super::memory::{Stored, StoredMut};
+use super::pairs;
 use super::vector::{self, Finish, Norm, tile};
+use crate::backend::Precision;
 use crate::error::{Error, Result};
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use std::fmt;
 
 /// The largest depth of a tile: links of a chain computed between two stores of its partial sum.
@@ -104,37 +107,83 @@ impl fmt::Display for Isa {
 /// See [`tile`].
 type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, bool);
 
-/// The inner loops of one instruction set.
+/// See [`pairs::tile`].
+type PairTile = unsafe fn(*const [bf16; 2], *const [bf16; 2], usize, *mut f32, bool);
+
+/// The inner loops of one instruction set, for one precision.
 pub(super) struct Kernels {
     pub isa: Isa,
+    pub precision: Precision,
+    /// Whether products of bf16 are put together from f32 ones.
+    emulated: bool,
     /// Columns of every tile: filters computed together.
     pub columns: usize,
     /// Tiles by their number of rows, ascending.
     tiles: &'static [(usize, Tile)],
+    /// As many of the same heights.
+    pair_tiles: &'static [(usize, PairTile)],
     widen: unsafe fn(&[f16], &mut [f32]),
     narrow: unsafe fn(&[f32], &mut [f16]),
+    widen_bf16: unsafe fn(&[bf16], &mut [f32]),
+    narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
     finish: unsafe fn(&mut [f32], &Finish<'_>),
     normalize: unsafe fn(&mut [f32], &Norm<'_>),
     exponentials: unsafe fn(&mut [f32], f64) -> f64,
 }
 
 impl Kernels {
-    /// The kernels of an instruction set.
+    /// The kernels of an instruction set for a precision.
     ///
     /// # Errors
     /// [`crate::Kind::Usage`] when this processor does not have it.
-    pub fn of(isa: Isa) -> Result<&'static Kernels> {
+    pub fn of(isa: Isa, precision: Precision) -> Result<&'static Kernels> {
         if !isa.is_available() {
             return Err(Error::usage(format!("this processor does not have {isa}")));
         }
+        let each: &'static [Kernels; 3] = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if precision == Precision::Bf16 && super::ceiling::pairs_available(isa) => {
+                return Ok(&AVX512_BF16);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &NEON,
+            _ => &PORTABLE,
+        };
+        Ok(&each[precision as usize])
+    }
+
+    /// The kernels for bf16 without the instruction that multiplies it.
+    #[cfg(test)]
+    pub fn emulated(isa: Isa) -> &'static Kernels {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Ok(&AVX512),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Ok(&AVX2),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Ok(&NEON),
-            _ => Ok(&PORTABLE),
+            Isa::Avx512 if isa.is_available() => &AVX512[Precision::Bf16 as usize],
+            other => Kernels::of(other, Precision::Bf16).expect("this processor has it"),
+        }
+    }
+
+    /// The same loops for each precision, in the order of [`Precision::ALL`].
+    const fn each(self) -> [Kernels; 3] {
+        const fn of(kernels: &Kernels, precision: Precision, emulated: bool) -> Kernels {
+            Kernels { precision, emulated, ..*kernels }
+        }
+        [
+            of(&self, Precision::F16, false),
+            of(&self, Precision::Bf16, true),
+            of(&self, Precision::F32, false),
+        ]
+    }
+
+    /// What it is, as written into results: `avx512`, `avx2 bf16 emulated`.
+    pub fn name(&self) -> String {
+        match self.precision {
+            Precision::F16 => self.isa.to_string(),
+            Precision::Bf16 if self.emulated => format!("{} bf16 emulated", self.isa),
+            other => format!("{} {other}", self.isa),
         }
     }
 
@@ -165,16 +214,81 @@ impl Kernels {
         }
     }
 
-    /// f16 to f32, exactly, for equally long slices.
-    pub fn widen(&self, from: &[f16], to: &mut [f32]) {
-        // SAFETY: the processor has the instruction set (see the module).
-        unsafe { (self.widen)(from, to) }
+    /// As [`Kernels::multiply`] on pairs of bf16 numbers, `b` of `[pairs][columns]`.
+    pub fn multiply_pairs(
+        &self,
+        a: &[[bf16; 2]],
+        b: &[[bf16; 2]],
+        rows: usize,
+        c: &mut [f32],
+        first: bool,
+    ) {
+        let pairs = b.len() / self.columns;
+        let aligned = |address: usize| address.is_multiple_of(4 * self.columns.min(16));
+        assert!(pairs <= MAX_DEPTH);
+        assert!(aligned(b.as_ptr() as usize) && aligned(c.as_ptr() as usize));
+        let mut row = 0;
+        while row < rows {
+            let (height, tile) = (self.pair_tiles.iter())
+                .find(|(height, _)| *height >= rows - row)
+                .unwrap_or(&self.pair_tiles[self.pair_tiles.len() - 1]);
+            let a = &a[row * A_PITCH..(row + height) * A_PITCH];
+            let c = &mut c[row * C_PITCH..][..(height - 1) * C_PITCH + self.columns];
+            // SAFETY: as in `multiply`.
+            unsafe { tile(a.as_ptr(), b.as_ptr(), pairs, c.as_mut_ptr(), first) };
+            row += height;
+        }
     }
 
-    /// f32 to f16, to nearest even, for equally long slices.
-    pub fn narrow(&self, from: &[f32], to: &mut [f16]) {
+    /// Stored numbers to f32, exactly, for equally long slices.
+    pub fn widen(&self, from: Stored<'_>, to: &mut [f32]) {
         // SAFETY: the processor has the instruction set (see the module).
-        unsafe { (self.narrow)(from, to) }
+        unsafe {
+            match from {
+                Stored::F16(from) => (self.widen)(from, to),
+                Stored::Bf16(from) => (self.widen_bf16)(from, to),
+                Stored::F32(from) => to.copy_from_slice(from),
+            }
+        }
+    }
+
+    /// Stored numbers to where they are multiplied: as f32, or as they are.
+    pub fn take(&self, from: Stored<'_>, to: StoredMut<'_>) {
+        match to {
+            StoredMut::F32(to) => self.widen(from, to),
+            to => to.copy_from(from),
+        }
+    }
+
+    /// f32 to stored numbers, to nearest even, for equally long slices.
+    pub fn narrow(&self, from: &[f32], to: StoredMut<'_>) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe {
+            match to {
+                StoredMut::F16(to) => (self.narrow)(from, to),
+                StoredMut::Bf16(to) => (self.narrow_bf16)(from, to),
+                StoredMut::F32(to) => to.copy_from_slice(from),
+            }
+        }
+    }
+
+    /// What is left of numbers that are stored: rounds them in place.
+    pub fn round(&self, values: &mut [f32]) {
+        let (mut half, mut brain) = ([f16::ZERO; MAX_DEPTH], [bf16::ZERO; MAX_DEPTH]);
+        for values in values.chunks_mut(MAX_DEPTH) {
+            let n = values.len();
+            match self.precision {
+                Precision::F16 => {
+                    self.narrow(values, StoredMut::F16(&mut half[..n]));
+                    self.widen(Stored::F16(&half[..n]), values);
+                }
+                Precision::Bf16 => {
+                    self.narrow(values, StoredMut::Bf16(&mut brain[..n]));
+                    self.widen(Stored::Bf16(&brain[..n]), values);
+                }
+                Precision::F32 => {}
+            }
+        }
     }
 
     /// `act(fma(sum, scale, bias) + residual)` in place.
@@ -199,7 +313,8 @@ impl Kernels {
 /// Compiles the loops of [`vector`] for an instruction set.
 macro_rules! compiled {
     ($features:literal, [$tile:ident, $finish:ident, $normalize:ident, $exponentials:ident],
-        $register:ty, $vectors:literal) => {
+        [$pair_tile:ident, $widen_bf16:ident, $narrow_bf16:ident],
+        $register:ty, $vectors:literal, $columns:literal) => {
         #[target_feature(enable = $features)]
         unsafe fn $tile<const MR: usize>(
             a: *const f32,
@@ -210,6 +325,28 @@ macro_rules! compiled {
         ) {
             // SAFETY: the caller's; the features are enabled here.
             unsafe { tile::<$register, MR, $vectors>(a, b, depth, c, first) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $pair_tile<const MR: usize>(
+            a: *const [bf16; 2],
+            b: *const [bf16; 2],
+            pairs: usize,
+            c: *mut f32,
+            first: bool,
+        ) {
+            // SAFETY: the caller's.
+            unsafe { pairs::tile::<MR, $columns>(a, b, pairs, c, first) }
+        }
+
+        #[target_feature(enable = $features)]
+        fn $widen_bf16(from: &[bf16], to: &mut [f32]) {
+            pairs::widen(from, to);
+        }
+
+        #[target_feature(enable = $features)]
+        fn $narrow_bf16(from: &[f32], to: &mut [bf16]) {
+            pairs::narrow(from, to);
         }
 
         #[target_feature(enable = $features)]
@@ -233,11 +370,25 @@ macro_rules! compiled {
 compiled!(
     "avx512f,avx512bw,avx512vl,avx2,fma,f16c",
     [tile_avx512, finish_avx512, normalize_avx512, exponentials_avx512],
+    [pair_tile_avx512, widen_bf16_avx512, narrow_bf16_avx512],
     std::arch::x86_64::__m512,
-    2
+    2,
+    32
 );
 #[cfg(target_arch = "x86_64")]
-static AVX512: Kernels = Kernels {
+static AVX512: [Kernels; 3] = AVX512_BASE.each();
+#[cfg(target_arch = "x86_64")]
+const AVX512_BASE: Kernels = Kernels {
+    precision: Precision::F16,
+    emulated: false,
+    pair_tiles: &[
+        (1, pair_tile_avx512::<1>),
+        (4, pair_tile_avx512::<4>),
+        (8, pair_tile_avx512::<8>),
+        (14, pair_tile_avx512::<14>),
+    ],
+    widen_bf16: widen_bf16_avx512,
+    narrow_bf16: narrow_bf16_avx512,
     isa: Isa::Avx512,
     columns: 32,
     tiles: &[
@@ -253,15 +404,38 @@ static AVX512: Kernels = Kernels {
     exponentials: exponentials_avx512,
 };
 
+/// With the instruction that multiplies pairs.
+#[cfg(target_arch = "x86_64")]
+static AVX512_BF16: Kernels = Kernels {
+    precision: Precision::Bf16,
+    pair_tiles: &[
+        (1, pairs::x86::tile::<1>),
+        (4, pairs::x86::tile::<4>),
+        (8, pairs::x86::tile::<8>),
+        (14, pairs::x86::tile::<14>),
+    ],
+    narrow_bf16: pairs::x86::narrow,
+    ..AVX512_BASE
+};
+
 #[cfg(target_arch = "x86_64")]
 compiled!(
     "avx2,fma,f16c",
     [tile_avx2, finish_avx2, normalize_avx2, exponentials_avx2],
+    [pair_tile_avx2, widen_bf16_avx2, narrow_bf16_avx2],
     std::arch::x86_64::__m256,
-    2
+    2,
+    16
 );
 #[cfg(target_arch = "x86_64")]
-static AVX2: Kernels = Kernels {
+static AVX2: [Kernels; 3] = AVX2_BASE.each();
+#[cfg(target_arch = "x86_64")]
+const AVX2_BASE: Kernels = Kernels {
+    precision: Precision::F16,
+    emulated: false,
+    pair_tiles: &[(1, pair_tile_avx2::<1>), (3, pair_tile_avx2::<3>), (6, pair_tile_avx2::<6>)],
+    widen_bf16: widen_bf16_avx2,
+    narrow_bf16: narrow_bf16_avx2,
     isa: Isa::Avx2,
     columns: 16,
     tiles: &[(1, tile_avx2::<1>), (3, tile_avx2::<3>), (6, tile_avx2::<6>)],
@@ -276,11 +450,20 @@ static AVX2: Kernels = Kernels {
 compiled!(
     "neon",
     [tile_neon, finish_neon, normalize_neon, exponentials_neon],
+    [pair_tile_neon, widen_bf16_neon, narrow_bf16_neon],
     std::arch::aarch64::float32x4_t,
-    4
+    4,
+    16
 );
 #[cfg(target_arch = "aarch64")]
-static NEON: Kernels = Kernels {
+static NEON: [Kernels; 3] = NEON_BASE.each();
+#[cfg(target_arch = "aarch64")]
+const NEON_BASE: Kernels = Kernels {
+    precision: Precision::F16,
+    emulated: false,
+    pair_tiles: &[(1, pair_tile_neon::<1>), (3, pair_tile_neon::<3>), (6, pair_tile_neon::<6>)],
+    widen_bf16: widen_bf16_neon,
+    narrow_bf16: narrow_bf16_neon,
     isa: Isa::Neon,
     columns: 16,
     tiles: &[(1, tile_neon::<1>), (3, tile_neon::<3>), (6, tile_neon::<6>)],
@@ -291,7 +474,13 @@ static NEON: Kernels = Kernels {
     exponentials: exponentials_neon,
 };
 
-static PORTABLE: Kernels = Kernels {
+static PORTABLE: [Kernels; 3] = PORTABLE_BASE.each();
+const PORTABLE_BASE: Kernels = Kernels {
+    precision: Precision::F16,
+    emulated: false,
+    pair_tiles: &[(1, pairs::tile::<1, 8>), (4, pairs::tile::<4, 8>)],
+    widen_bf16: pairs::widen,
+    narrow_bf16: pairs::narrow,
     isa: Isa::Portable,
     columns: 8,
     tiles: &[(1, tile::<f32, 1, 8>), (4, tile::<f32, 4, 8>)],
@@ -313,7 +502,7 @@ mod tests {
         }
         assert!(Isa::named("sse").unwrap_err().to_string().contains("portable"));
         let missing = if cfg!(target_arch = "x86_64") { Isa::Neon } else { Isa::Avx2 };
-        assert!(Kernels::of(missing).is_err());
+        assert!(Kernels::of(missing, Precision::F16).is_err());
     }
 
     #[test]
@@ -326,22 +515,23 @@ mod tests {
         let floats: Vec<f32> =
             (halves.iter().flat_map(steps).map(f32::from_bits)).filter(|x| !x.is_nan()).collect();
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            let kernels = Kernels::of(isa).unwrap();
+            let kernels = Kernels::of(isa, Precision::F16).unwrap();
             let mut wide = vec![0f32; halves.len()];
-            kernels.widen(&halves, &mut wide);
+            kernels.widen(Stored::F16(&halves), &mut wide);
             assert!(wide.iter().zip(&halves).all(|(w, h)| w.to_bits() == h.to_f32().to_bits()));
             let mut narrow = vec![f16::ZERO; floats.len()];
-            kernels.narrow(&floats, &mut narrow);
+            kernels.narrow(&floats, StoredMut::F16(&mut narrow));
             for (n, x) in narrow.iter().zip(&floats) {
                 assert_eq!(n.to_bits(), f16::from_f32_const(*x).to_bits(), "{isa} {x:e}");
             }
             for length in 0..40 {
                 let mut to = vec![7f32; length + 1];
-                kernels.widen(&halves[100..100 + length], &mut to[..length]);
+                kernels.widen(Stored::F16(&halves[100..100 + length]), &mut to[..length]);
                 assert_eq!(to[..length], wide[100..100 + length], "{isa} {length}");
                 assert_eq!(to[length], 7.0);
                 let mut to = vec![f16::ONE; length + 1];
-                kernels.narrow(&floats[900..900 + length], &mut to[..length]);
+                let room = StoredMut::F16(&mut to[..length]);
+                kernels.narrow(&floats[900..900 + length], room);
                 assert_eq!(to[..length], narrow[900..900 + length], "{isa} {length}");
                 assert_eq!(to[length], f16::ONE);
             }

@@ -1,6 +1,7 @@
 //! What the session and its layers agree on: a layer is a step with its weights packed, and a site
 //! is where it runs.
 
+use super::kernels::Kernels;
 use super::matmul::Block;
 use super::memory::{Aligned, Machine, Sink, View};
 use crate::graph::{Graph, ParamData, ParamId};
@@ -55,6 +56,13 @@ pub(super) fn numbers(graph: &Graph, id: ParamId) -> &[f32] {
 /// The numbers of an f32 vector, or `absent` for each of `n` channels.
 pub(super) fn vector(graph: &Graph, id: Option<ParamId>, n: usize, absent: f32) -> Vec<f32> {
     id.map_or_else(|| vec![absent; n], |id| numbers(graph, id).to_vec())
+}
+
+/// The numbers of an f16 parameter as they are multiplied.
+pub(super) fn weights(graph: &Graph, id: ParamId, kernels: &Kernels) -> Vec<f32> {
+    let mut numbers: Vec<f32> = halves(graph, id).iter().map(|w| w.to_f32()).collect();
+    kernels.round(&mut numbers);
+    numbers
 }
 
 /// The numbers of an f16 parameter.

@@ -1,8 +1,9 @@
 //! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS};
-use super::memory::Aligned;
-use half::f16;
+use super::memory::{Aligned, Stored, StoredMut};
+use crate::backend::Precision;
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// Rows of a scratch block: a last tile may reach beyond the block.
@@ -26,14 +27,22 @@ impl Block {
     }
 }
 
-/// The right-hand side of a product, packed for the tiles of an instruction set: panels of
-/// `[depth][columns]` f32 at cache lines, the last one padded with zeros. A slot is a column of
-/// all panels together.
+/// The right-hand side of a product, packed for the tiles of an instruction set: panels at cache
+/// lines, the last one padded with zeros. A slot is a column of all panels together.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
     pub kernels: &'static Kernels,
-    pub data: &'a [f32],
+    pub data: Columns<'a>,
     pub depth: usize,
+}
+
+/// The numbers of panels.
+#[derive(Clone, Copy)]
+pub(super) enum Columns<'a> {
+    /// `[depth][columns]`.
+    Singles(&'a [f32]),
+    /// `[depth / 2][columns]`, an odd depth filled up with zeros.
+    Pairs(&'a [[bf16; 2]]),
 }
 
 impl Panels<'_> {
@@ -44,23 +53,67 @@ impl Panels<'_> {
         block: &mut Block,
         rows: usize,
         slots: Range<usize>,
-        pack: impl Fn(usize, Range<usize>, &mut [f32]),
+        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+    ) {
+        assert!(rows <= MAX_ROWS && slots.len() <= MAX_COLUMNS);
+        assert!(slots.start.is_multiple_of(self.kernels.columns));
+        match self.data {
+            Columns::Singles(data) => self.multiply_singles(data, block, rows, slots, pack),
+            Columns::Pairs(data) => self.multiply_pairs(data, block, rows, slots, pack),
+        }
+    }
+
+    fn multiply_singles(
+        &self,
+        data: &[f32],
+        block: &mut Block,
+        rows: usize,
+        slots: Range<usize>,
+        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
     ) {
         let width = self.kernels.columns;
-        assert!(rows <= MAX_ROWS && slots.len() <= MAX_COLUMNS);
-        assert!(slots.start.is_multiple_of(width));
         // Parts of equal depth, so that none is left too shallow to be worth its loads and stores.
         let step = self.depth.div_ceil(self.depth.div_ceil(MAX_DEPTH));
         for start in (0..self.depth).step_by(step) {
             let depths = start..(start + step).min(self.depth);
             for row in 0..rows {
-                pack(row, depths.clone(), &mut block.a[row * A_PITCH..][..depths.len()]);
+                let to = &mut block.a[row * A_PITCH..][..depths.len()];
+                pack(row, depths.clone(), StoredMut::F32(to));
             }
             for slot in slots.clone().step_by(width) {
-                let panel = &self.data[slot * self.depth..][..width * self.depth];
+                let panel = &data[slot * self.depth..][..width * self.depth];
                 let b = &panel[depths.start * width..depths.end * width];
                 let c = &mut block.c[slot - slots.start..];
                 self.kernels.multiply(&block.a, b, rows, c, start == 0);
+            }
+        }
+    }
+
+    fn multiply_pairs(
+        &self,
+        data: &[[bf16; 2]],
+        block: &mut Block,
+        rows: usize,
+        slots: Range<usize>,
+        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+    ) {
+        let (width, all) = (self.kernels.columns, self.depth.div_ceil(2));
+        let step = all.div_ceil(all.div_ceil(MAX_DEPTH));
+        for start in (0..all).step_by(step) {
+            let pairs = start..(start + step).min(all);
+            let depths = 2 * start..(2 * pairs.end).min(self.depth);
+            let a: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(&mut block.a);
+            for row in 0..rows {
+                let to = a[row * A_PITCH..][..pairs.len()].as_flattened_mut();
+                let (to, rest) = to.split_at_mut(depths.len());
+                pack(row, depths.clone(), StoredMut::Bf16(to));
+                rest.fill(bf16::ZERO);
+            }
+            for slot in slots.clone().step_by(width) {
+                let panel = &data[slot * all..][..width * all];
+                let b = &panel[pairs.start * width..pairs.end * width];
+                let c = &mut block.c[slot - slots.start..];
+                self.kernels.multiply_pairs(a, b, rows, c, start == 0);
             }
         }
     }
@@ -70,15 +123,36 @@ impl Panels<'_> {
 /// of the parts take turns.
 pub(super) struct Weights {
     kernels: &'static Kernels,
-    panels: Aligned<f32>,
+    panels: Packed,
     depth: usize,
     filters: usize,
     parts: usize,
 }
 
+/// Panels of weights: see [`Columns`].
+enum Packed {
+    Singles(Aligned<f32>),
+    Pairs(Aligned<[bf16; 2]>),
+}
+
 impl Weights {
     pub fn pack(kernels: &'static Kernels, weight: &[f16], filters: usize) -> Weights {
         Weights::pack_parts(kernels, weight, [filters, 1], |filter, _| filter)
+    }
+
+    /// As [`Weights::pack`] for a left-hand side that stays in f32.
+    pub fn pack_singles(kernels: &'static Kernels, weight: &[f16], filters: usize) -> Weights {
+        let depth = weight.len() / filters;
+        let slots = filters.next_multiple_of(kernels.columns);
+        let mut weights = Weights {
+            kernels,
+            panels: Packed::Singles(Aligned::zeros(slots * depth)),
+            depth,
+            filters,
+            parts: 1,
+        };
+        weights.write(weight, |filter, _| filter);
+        weights
     }
 
     /// Packs `[filters, parts]` rows of a weight, of which `row` gives the index.
@@ -90,16 +164,40 @@ impl Weights {
     ) -> Weights {
         let depth = weight.len() / (filters * parts);
         let width = kernels.columns;
-        let mut panels = Aligned::zeros(filters.next_multiple_of(width) * parts * depth);
+        let slots = filters.next_multiple_of(width) * parts;
+        let is_paired = kernels.precision == Precision::Bf16;
+        let panels = match is_paired {
+            true => Packed::Pairs(Aligned::zeros(slots * depth.div_ceil(2))),
+            false => Packed::Singles(Aligned::zeros(slots * depth)),
+        };
+        let mut weights = Weights { kernels, panels, depth, filters, parts };
+        weights.write(weight, row);
+        weights
+    }
+
+    fn write(&mut self, weight: &[f16], row: impl Fn(usize, usize) -> usize) {
+        let Weights { kernels, ref mut panels, depth, filters, parts } = *self;
+        let width = kernels.columns;
         let mut numbers = vec![0.0; depth];
+        let mut rounded = vec![bf16::ZERO; depth];
         for (k, part) in (0..filters).flat_map(|k| (0..parts).map(move |part| (k, part))) {
-            kernels.widen(&weight[row(k, part) * depth..][..depth], &mut numbers);
-            let panel = &mut panels[(k / width * parts + part) * width * depth..];
-            for (i, &w) in numbers.iter().enumerate() {
-                panel[i * width + k % width] = w;
+            kernels.widen(Stored::F16(&weight[row(k, part) * depth..][..depth]), &mut numbers);
+            let (panel, column) = ((k / width * parts + part) * width, k % width);
+            match panels {
+                Packed::Singles(panels) => {
+                    kernels.round(&mut numbers);
+                    for (i, &w) in numbers.iter().enumerate() {
+                        panels[panel * depth + i * width + column] = w;
+                    }
+                }
+                Packed::Pairs(panels) => {
+                    kernels.narrow(&numbers, StoredMut::Bf16(&mut rounded));
+                    for (i, &w) in rounded.iter().enumerate() {
+                        panels[panel * depth.div_ceil(2) + i / 2 * width + column][i % 2] = w;
+                    }
+                }
             }
         }
-        Weights { kernels, panels, depth, filters, parts }
     }
 
     pub fn filters(&self) -> usize {
@@ -130,12 +228,16 @@ impl Weights {
         block: &mut Block,
         rows: usize,
         columns: Range<usize>,
-        pack: impl Fn(usize, Range<usize>, &mut [f32]),
+        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
     ) {
         assert!(columns.end <= self.filters);
         let end = columns.end.next_multiple_of(self.kernels.columns);
         let slots = columns.start * self.parts..end * self.parts;
-        let panels = Panels { kernels: self.kernels, data: &self.panels, depth: self.depth };
+        let data = match &self.panels {
+            Packed::Singles(panels) => Columns::Singles(panels),
+            Packed::Pairs(panels) => Columns::Pairs(panels),
+        };
+        let panels = Panels { kernels: self.kernels, data, depth: self.depth };
         panels.multiply(block, rows, slots, pack);
     }
 

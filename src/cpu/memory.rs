@@ -6,9 +6,10 @@
 use super::kernels::Kernels;
 use super::layer::Scratch;
 use super::team::Team;
+use crate::backend::Precision;
 use crate::error::{Error, Result};
 use bytemuck::Zeroable;
-use half::f16;
+use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Mutex;
@@ -66,10 +67,86 @@ impl<T: bytemuck::Pod> DerefMut for Aligned<T> {
     }
 }
 
-/// A tensor that is only read: `[positions, channels]` at a pitch.
+/// Stored numbers, one after another.
+#[derive(Clone, Copy)]
+pub(super) enum Stored<'a> {
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+    F32(&'a [f32]),
+}
+
+/// Room for numbers, one after another.
+pub(super) enum StoredMut<'a> {
+    F16(&'a mut [f16]),
+    Bf16(&'a mut [bf16]),
+    F32(&'a mut [f32]),
+}
+
+impl Stored<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Stored::F16(v) => v.len(),
+            Stored::Bf16(v) => v.len(),
+            Stored::F32(v) => v.len(),
+        }
+    }
+}
+
+impl<'a> StoredMut<'a> {
+    pub fn len(&self) -> usize {
+        match self {
+            StoredMut::F16(v) => v.len(),
+            StoredMut::Bf16(v) => v.len(),
+            StoredMut::F32(v) => v.len(),
+        }
+    }
+
+    /// The first `n` and the rest.
+    pub fn split_at(self, n: usize) -> (StoredMut<'a>, StoredMut<'a>) {
+        match self {
+            StoredMut::F16(v) => {
+                let (a, b) = v.split_at_mut(n);
+                (StoredMut::F16(a), StoredMut::F16(b))
+            }
+            StoredMut::Bf16(v) => {
+                let (a, b) = v.split_at_mut(n);
+                (StoredMut::Bf16(a), StoredMut::Bf16(b))
+            }
+            StoredMut::F32(v) => {
+                let (a, b) = v.split_at_mut(n);
+                (StoredMut::F32(a), StoredMut::F32(b))
+            }
+        }
+    }
+
+    pub fn fill_zero(self) {
+        match self {
+            StoredMut::F16(v) => v.fill(f16::ZERO),
+            StoredMut::Bf16(v) => v.fill(bf16::ZERO),
+            StoredMut::F32(v) => v.fill(0.0),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The numbers as they are; both sides hold them in the same way.
+    pub fn copy_from(self, from: Stored<'_>) {
+        match (self, from) {
+            (StoredMut::F16(to), Stored::F16(from)) => to.copy_from_slice(from),
+            (StoredMut::Bf16(to), Stored::Bf16(from)) => to.copy_from_slice(from),
+            (StoredMut::F32(to), Stored::F32(from)) => to.copy_from_slice(from),
+            _ => unreachable!("one session stores all its activations in one way"),
+        }
+    }
+}
+
+/// A tensor that is only read: `[positions, channels]` at a pitch, in elements.
 #[derive(Clone, Copy)]
 pub(super) struct View {
-    base: *const f16,
+    base: *const u8,
+    precision: Precision,
     positions: usize,
     channels: usize,
     pitch: usize,
@@ -82,16 +159,26 @@ unsafe impl Sync for View {}
 
 impl View {
     /// No positions at all.
-    pub const EMPTY: View =
-        View { base: std::ptr::dangling(), positions: 0, channels: 1, pitch: 1 };
+    pub const EMPTY: View = View {
+        base: std::ptr::dangling(),
+        precision: Precision::F16,
+        positions: 0,
+        channels: 1,
+        pitch: 1,
+    };
 
     /// A view of `[positions, channels]` elements from `base` on.
     ///
     /// # Safety
-    /// While the view is in use its elements must be valid and must not be written.
-    pub unsafe fn new(base: *const f16, positions: usize, channels: usize, pitch: usize) -> View {
+    /// While the view is in use its elements must be valid, aligned numbers of that precision and
+    /// must not be written.
+    pub unsafe fn new(
+        (base, pitch): (*const u8, usize),
+        precision: Precision,
+        [positions, channels]: [usize; 2],
+    ) -> View {
         assert!(channels <= pitch);
-        View { base, positions, channels, pitch }
+        View { base, precision, positions, channels, pitch }
     }
 
     pub fn positions(&self) -> usize {
@@ -108,28 +195,34 @@ impl View {
     }
 
     /// Some channels of a position. In a dense view they may run on into the next positions.
-    pub fn at(&self, position: usize, channels: Range<usize>) -> &[f16] {
+    pub fn at(&self, position: usize, channels: Range<usize>) -> Stored<'_> {
         let inside = if self.is_dense() {
             position * self.pitch + channels.end <= self.positions * self.pitch
         } else {
             position < self.positions && channels.end <= self.channels
         };
         assert!(inside && channels.start <= channels.end);
+        let (start, n) = (position * self.pitch + channels.start, channels.len());
         // SAFETY: inside the view, by the line above; the rest is the promise of `View::new`.
         unsafe {
-            let start = self.base.add(position * self.pitch + channels.start);
-            std::slice::from_raw_parts(start, channels.len())
+            let base = self.base.add(start * self.precision.bytes());
+            match self.precision {
+                Precision::F16 => Stored::F16(std::slice::from_raw_parts(base.cast(), n)),
+                Precision::Bf16 => Stored::Bf16(std::slice::from_raw_parts(base.cast(), n)),
+                Precision::F32 => Stored::F32(std::slice::from_raw_parts(base.cast(), n)),
+            }
         }
     }
 }
 
-/// A tensor that is written: to the arena in f16, to the caller in f32, or both.
+/// A tensor that is written: to the arena as activations are stored, to the caller in f32, or both.
 #[derive(Clone, Copy)]
 pub(super) struct Sink {
+    precision: Precision,
     positions: usize,
     channels: usize,
     /// First element and pitch.
-    stored: Option<(*mut f16, usize)>,
+    stored: Option<(*mut u8, usize)>,
     /// First element and pitch.
     returned: Option<(*mut f32, usize)>,
 }
@@ -144,16 +237,16 @@ impl Sink {
     ///
     /// # Safety
     /// While the sink is in use the elements of both destinations must be valid, and nothing but
-    /// the sink may read or write them.
+    /// the sink may read or write them; those that are stored are aligned numbers of that precision.
     pub unsafe fn new(
-        positions: usize,
-        channels: usize,
-        stored: Option<(*mut f16, usize)>,
+        [positions, channels]: [usize; 2],
+        precision: Precision,
+        stored: Option<(*mut u8, usize)>,
         returned: Option<(*mut f32, usize)>,
     ) -> Sink {
         assert!(stored.is_none_or(|(_, pitch)| channels <= pitch));
         assert!(returned.is_none_or(|(_, pitch)| channels <= pitch));
-        Sink { positions, channels, stored, returned }
+        Sink { precision, positions, channels, stored, returned }
     }
 
     pub fn positions(&self) -> usize {
@@ -162,6 +255,24 @@ impl Sink {
 
     pub fn channels(&self) -> usize {
         self.channels
+    }
+
+    /// Where `n` numbers are stored from a channel of a position on, if they are.
+    ///
+    /// # Safety
+    /// They lie inside the sink, and nobody else holds them.
+    unsafe fn room(&self, position: usize, channel: usize, n: usize) -> Option<StoredMut<'_>> {
+        use std::slice::from_raw_parts_mut;
+        let (base, pitch) = self.stored?;
+        // SAFETY: the caller's; the rest is the promise of `Sink::new`.
+        Some(unsafe {
+            let base = base.add((position * pitch + channel) * self.precision.bytes());
+            match self.precision {
+                Precision::F16 => StoredMut::F16(from_raw_parts_mut(base.cast(), n)),
+                Precision::Bf16 => StoredMut::Bf16(from_raw_parts_mut(base.cast(), n)),
+                Precision::F32 => StoredMut::F32(from_raw_parts_mut(base.cast(), n)),
+            }
+        })
     }
 
     /// Cuts the tensor into rectangles of at most `block` positions and channels and has the team
@@ -215,16 +326,12 @@ impl Part<'_> {
     /// Writes consecutive channels of a position, from `channel` on.
     pub fn put(&mut self, position: usize, channel: usize, values: &[f32]) {
         self.check(position, channel, values.len());
-        if let Some((base, pitch)) = self.sink.stored {
-            // SAFETY: inside this part's rectangle, which no other part shares, hence inside the
-            // sink; the rest is the promise of `Sink::new`.
-            let to = unsafe {
-                std::slice::from_raw_parts_mut(base.add(position * pitch + channel), values.len())
-            };
+        // SAFETY: inside this part's rectangle, which no other part shares.
+        if let Some(to) = unsafe { self.sink.room(position, channel, values.len()) } {
             self.kernels.narrow(values, to);
         }
         if let Some((base, pitch)) = self.sink.returned {
-            // SAFETY: as above.
+            // SAFETY: as above; the rest is the promise of `Sink::new`.
             let to = unsafe {
                 std::slice::from_raw_parts_mut(base.add(position * pitch + channel), values.len())
             };
@@ -244,11 +351,9 @@ impl Part<'_> {
             let rows = values.chunks_exact(channels).zip(first..);
             return rows.for_each(|(values, position)| self.put(position, 0, values));
         }
-        if let Some((base, pitch)) = stored {
-            // SAFETY: all channels of positions of this part, which no other part shares and which
-            // follow each other without a gap; the rest is the promise of `Sink::new`.
-            let to =
-                unsafe { std::slice::from_raw_parts_mut(base.add(first * pitch), values.len()) };
+        // SAFETY: all channels of positions of this part, which no other part shares and which
+        // follow each other without a gap.
+        if let Some(to) = unsafe { self.sink.room(first, 0, values.len()) } {
             self.kernels.narrow(values, to);
         }
         if let Some((base, pitch)) = returned {
@@ -259,15 +364,12 @@ impl Part<'_> {
         }
     }
 
-    /// Writes values that are f16 already.
-    pub fn put_f16(&mut self, position: usize, channel: usize, values: &[f16]) {
+    /// Writes values that are stored already.
+    pub fn put_stored(&mut self, position: usize, channel: usize, values: Stored<'_>) {
         self.check(position, channel, values.len());
-        if let Some((base, pitch)) = self.sink.stored {
-            // SAFETY: as in `put`.
-            let to = unsafe {
-                std::slice::from_raw_parts_mut(base.add(position * pitch + channel), values.len())
-            };
-            to.copy_from_slice(values);
+        // SAFETY: as in `put`.
+        if let Some(to) = unsafe { self.sink.room(position, channel, values.len()) } {
+            to.copy_from(values);
         }
         if let Some((base, pitch)) = self.sink.returned {
             // SAFETY: as in `put`.

@@ -9,7 +9,10 @@
 //! y = act(fma(acc, scale, bias) + residual)          absent: scale 1, bias 0, no residual
 //! ```
 //!
-//! Attention is two such products with a softmax between, all of it in f32:
+//! In bf16 the links of a pair of neighbours take place in the order and with the rounding of the
+//! instruction `vdpbf16ps`, which `pairs` also computes without it.
+//!
+//! Attention is two such products with a softmax between, in every precision all of it in f32:
 //!
 //! ```text
 //! l[j] = q . k[j];  p[j] = exp((l[j] - max l) / sqrt(d));  y = (p . v) * (1 / sum p)
@@ -24,7 +27,7 @@
 //! From a step to the silicon: `session` turns each step into a layer (`conv`, `strips`, `parts`,
 //! `attention`, `tokens`, `pool`, `upsample`, `norm`, `bag`, `reduce`, `copy`), a layer lets a
 //! `team` of threads fill rectangles of its output (`memory`), and `matmul` feeds the tiles of
-//! `kernels`, of which there is one set for each [`Isa`].
+//! `kernels`, of which there is one set for each [`Isa`] and precision.
 
 mod attention;
 mod bag;
@@ -37,6 +40,7 @@ mod math;
 mod matmul;
 mod memory;
 mod norm;
+mod pairs;
 mod parts;
 mod pool;
 mod reduce;
@@ -49,7 +53,7 @@ mod vector;
 
 pub use kernels::Isa;
 
-use crate::backend::{Backend, Session};
+use crate::backend::{Backend, Precision, Session};
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::plan::Plan;
@@ -76,7 +80,17 @@ impl CpuBackend {
             Some(isa) => isa,
             None => Isa::from_env()?.unwrap_or_else(Isa::detect),
         };
-        Ok(CpuBackend { kernels: Kernels::of(isa)?, team: Arc::new(Team::new(threads)?) })
+        let kernels = Kernels::of(isa, Precision::default())?;
+        Ok(CpuBackend { kernels, team: Arc::new(Team::new(threads)?) })
+    }
+
+    /// The same threads and instruction set with other numbers.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::new`].
+    pub fn with_precision(self, precision: Precision) -> Result<CpuBackend> {
+        let kernels = Kernels::of(self.isa(), precision)?;
+        Ok(CpuBackend { kernels, ..self })
     }
 
     /// The instruction set in use.
@@ -95,7 +109,12 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     fn name(&self) -> String {
         let threads = self.team.threads();
-        format!("cpu ({}, {threads} thread{})", self.isa(), if threads == 1 { "" } else { "s" })
+        let s = if threads == 1 { "" } else { "s" };
+        format!("cpu ({}, {threads} thread{s})", self.kernels.name())
+    }
+
+    fn precision(&self) -> Precision {
+        self.kernels.precision
     }
 
     fn prepare(&self, graph: Arc<Graph>, max_rows: usize) -> Result<Box<dyn Session>> {

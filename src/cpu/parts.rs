@@ -41,7 +41,7 @@ impl Layer for GatedLinear {
             let (first, columns) = (part.positions.start, part.channels.clone());
             let (block, rows) = (&mut scratch.block, part.positions.len());
             self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
-                self.kernels.widen(x.at(first + row, depths), to)
+                self.kernels.take(x.at(first + row, depths), to)
             });
             let (mut gate, mut value) = ([0.0; MAX_COLUMNS], [0.0; MAX_COLUMNS]);
             let (gate, value) = (&mut gate[..columns.len()], &mut value[..columns.len()]);
@@ -100,7 +100,7 @@ impl Layer for ConvTranspose2x2 {
             for first in positions.clone().step_by(rows) {
                 let rows = rows.min(positions.end - first);
                 self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
-                    self.kernels.widen(x.at(first + row, depths), to)
+                    self.kernels.take(x.at(first + row, depths), to)
                 });
                 for (row, tap) in (0..rows).flat_map(|row| (0..4).map(move |tap| (row, tap))) {
                     // Lines are counted through all maps.

@@ -19,7 +19,6 @@ use crate::backend::{Input, Session};
 use crate::error::{Error, Result};
 use crate::graph::plan::{Plan, extent};
 use crate::graph::{Graph, Op, Shape, Step, TensorId, check_run};
-use half::f16;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -34,8 +33,8 @@ pub(super) struct CpuSession {
     scratch: Vec<Mutex<Scratch>>,
     row_scratch: Mutex<Aligned<f32>>,
     row_scratch_len: usize,
-    arena: Aligned<f16>,
-    bags: Aligned<f16>,
+    arena: Aligned<u8>,
+    bags: Aligned<u8>,
     max_rows: usize,
 }
 
@@ -69,7 +68,7 @@ impl CpuSession {
             kernels,
             team,
         };
-        session.bags.grow(Some(session.plan.bag_elements))?;
+        session.bags.grow(session.plan.bag_elements.checked_mul(kernels.precision.bytes()))?;
         session.reserve(max_rows)?;
         Ok(session)
     }
@@ -80,7 +79,7 @@ struct Frame<'a> {
     session: &'a CpuSession,
     rows: usize,
     /// The arena of rows and the arena of bags.
-    bases: [*mut f16; 2],
+    bases: [*mut u8; 2],
     /// Graph outputs, in order.
     returned: Vec<*mut f32>,
 }
@@ -93,15 +92,17 @@ impl Frame<'_> {
     }
 
     /// The first element of a tensor in its arena, and its pitch.
-    fn locate(&self, id: TensorId) -> Option<(*mut f16, usize)> {
-        let CpuSession { plan, graph, .. } = self.session;
+    fn locate(&self, id: TensorId) -> Option<(*mut u8, usize)> {
+        let CpuSession { plan, graph, kernels, .. } = self.session;
         let place = plan.place(id)?;
         let start = place.start(self.rows);
         let length = (self.positions(id) - 1) * place.pitch + graph.shape(id).channels();
         let room = if place.bag { plan.bag_elements } else { plan.row_elements * self.rows };
         assert!(start + length <= room, "the plan does not fit the arena");
         // SAFETY: inside the arena, by the line above and because `rows <= max_rows`.
-        Some((unsafe { self.bases[usize::from(place.bag)].add(start) }, place.pitch))
+        let base =
+            unsafe { self.bases[usize::from(place.bag)].add(start * kernels.precision.bytes()) };
+        Some((base, place.pitch))
     }
 
     /// A tensor to write: in the arena, in a graph output, or both.
@@ -117,15 +118,19 @@ impl Frame<'_> {
         // SAFETY: both destinations are inside memory that the run borrows exclusively. Steps run
         // one after another, a step does not read what it overwrites, and the plan keeps apart
         // what is alive together.
-        unsafe { Sink::new(self.positions(id), channels.len(), self.locate(id), returned) }
+        unsafe {
+            let precision = self.session.kernels.precision;
+            Sink::new([self.positions(id), channels.len()], precision, self.locate(id), returned)
+        }
     }
 
     /// A tensor to read.
     fn view(&self, id: TensorId) -> Option<View> {
         let (base, pitch) = self.locate(id)?;
         let channels = self.session.graph.shape(id).channels();
+        let precision = self.session.kernels.precision;
         // SAFETY: as above: nothing writes these elements while the step that reads them runs.
-        Some(unsafe { View::new(base, self.positions(id), channels, pitch) })
+        Some(unsafe { View::new((base, pitch), precision, [self.positions(id), channels]) })
     }
 }
 
@@ -157,7 +162,7 @@ fn layer(graph: &Graph, step: &Step, kernels: &'static Kernels) -> Box<dyn Layer
             Box::new(Pool::new(graph, step))
         }
         Op::Upsample { mode, .. } => Box::new(Upsample::new(input, output, mode)),
-        Op::Flatten => Box::new(Flatten),
+        Op::Flatten => Box::new(Flatten { area: input.pixels() }),
         Op::Embed { prefix, position } => {
             Box::new(Embed::new(graph, kernels, input, [prefix, position]))
         }
@@ -193,9 +198,10 @@ impl Session for CpuSession {
         }
         let what = || format!("{}: {rows} rows", self.graph.name);
         let activations = self.plan.row_elements.checked_mul(rows);
+        let bytes = activations.and_then(|n| n.checked_mul(self.kernels.precision.bytes()));
         let weights = self.row_scratch_len.checked_mul(rows);
         let row_scratch = self.row_scratch.get_mut().unwrap_or_else(|p| p.into_inner());
-        self.arena.grow(activations).map_err(|e| e.context(what()))?;
+        self.arena.grow(bytes).map_err(|e| e.context(what()))?;
         row_scratch.grow(weights).map_err(|e| e.context(what()))?;
         self.max_rows = rows;
         Ok(())

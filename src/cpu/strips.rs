@@ -43,15 +43,16 @@ impl Strips {
         lines * self.window.kernel[0] * self.pitch
     }
 
-    /// The first output column of a block that starts at position `first` on the line of
-    /// `position`, and that line.
-    fn line(&self, first: usize, position: usize) -> (usize, usize) {
-        let line = position / self.output[1];
-        (if line == first / self.output[1] { first % self.output[1] } else { 0 }, line)
-    }
-
-    /// Fills the strips of a block of output positions of a dense input.
-    pub fn fill(&self, kernels: &Kernels, x: &View, positions: Range<usize>, to: &mut [f32]) {
+    /// Fills the strips of a block of output positions of a dense input; returns where the taps of
+    /// each of these positions start.
+    pub fn fill(
+        &self,
+        kernels: &Kernels,
+        x: &View,
+        positions: Range<usize>,
+        to: &mut [f32],
+    ) -> [usize; MAX_ROWS] {
+        let (mut starts, mut lines) = ([0; MAX_ROWS], 0);
         let ([h, w], c, columns) = (self.input, self.channels, self.output[1]);
         let Window { kernel, stride, pad, dilation } = self.window;
         let mut strips = to.chunks_exact_mut(self.pitch);
@@ -76,19 +77,21 @@ impl Strips {
                     kernels.widen(x.at(position, 0..middle.len()), middle);
                 }
             }
-            start = end;
+            let of_line = &mut starts[start - positions.start..end - positions.start];
+            for (column, to) in of_line.iter_mut().enumerate() {
+                *to = lines * kernel[0] * self.pitch + column * stride[1] * c;
+            }
+            (start, lines) = (end, lines + 1);
         }
+        starts
     }
 
-    /// Writes the taps of one position of a block that starts at `first`, in order (r, s, c).
-    pub fn gather(&self, strips: &[f32], first: usize, position: usize, to: &mut [f32]) {
+    /// Writes the taps of the position that starts there, in order (r, s, c).
+    pub fn gather(&self, strips: &[f32], start: usize, to: &mut [f32]) {
         let run = self.window.kernel[1] * self.channels;
-        let (left, line) = self.line(first, position);
-        let start = (position % self.output[1] - left) * self.window.stride[1] * self.channels;
-        let line = (line - first / self.output[1]) * self.window.kernel[0];
-        let strips = strips[line * self.pitch..].chunks_exact(self.pitch);
-        for (to, strip) in to.chunks_exact_mut(run).zip(strips) {
-            copy(&strip[start..start + run], to);
+        for (r, to) in to.chunks_exact_mut(run).enumerate() {
+            let start = start + r * self.pitch;
+            copy(&strips[start..start + run], to);
         }
     }
 }

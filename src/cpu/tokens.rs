@@ -159,7 +159,7 @@ impl Layer for TokenMean {
             let (row, channels) = (part.positions.start, part.channels.clone());
             let first = row * self.tokens + self.start;
             if self.count == 1 {
-                return part.put_f16(row, channels.start, x.at(first, channels));
+                return part.put_stored(row, channels.start, x.at(first, channels));
             }
             let (mut sums, mut value) = ([0f64; CHANNELS], [0f32; CHANNELS]);
             let value = &mut value[..channels.len()];

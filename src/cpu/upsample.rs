@@ -37,7 +37,7 @@ impl Layer for Upsample {
                 let image = to / (rows * columns) * height;
                 let at = |i: usize, j: usize| x.at((image + i) * width + j, channels.clone());
                 if self.mode == Interpolation::Nearest {
-                    part.put_f16(to, channels.start, at(v.first, h.first));
+                    part.put_stored(to, channels.start, at(v.first, h.first));
                     continue;
                 }
                 let corners = [

@@ -77,20 +77,26 @@ pub(super) struct Finish<'a> {
 /// instruction set, it becomes that set's vector instructions.
 #[inline(always)]
 pub(super) fn finish(sums: &mut [f32], with: &Finish<'_>) {
-    for ((x, &scale), &bias) in sums.iter_mut().zip(with.scale).zip(with.bias) {
-        *x = x.mul_add(scale, bias);
-    }
-    if let Some(residual) = with.residual {
-        sums.iter_mut().zip(residual).for_each(|(x, &r)| *x += r);
-    }
     match with.act {
-        Act::None => {}
+        Act::None => each(sums, with, |x| x),
         // Written so that a NaN stays one.
-        Act::Relu => sums.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
-        Act::Tanh => sums.iter_mut().for_each(|x| *x = math::tanh(*x)),
-        Act::Sigmoid => sums.iter_mut().for_each(|x| *x = math::sigmoid(*x)),
-        Act::Gelu => sums.iter_mut().for_each(|x| *x = math::gelu(*x)),
-        Act::Silu => sums.iter_mut().for_each(|x| *x = math::silu(*x)),
+        Act::Relu => each(sums, with, |x| if x < 0.0 { 0.0 } else { x }),
+        Act::Tanh => each(sums, with, math::tanh),
+        Act::Sigmoid => each(sums, with, math::sigmoid),
+        Act::Gelu => each(sums, with, math::gelu),
+        Act::Silu => each(sums, with, math::silu),
+    }
+}
+
+/// One pass over the sums.
+#[inline(always)]
+fn each(sums: &mut [f32], with: &Finish<'_>, act: impl Fn(f32) -> f32) {
+    let sums = sums.iter_mut().zip(with.scale).zip(with.bias);
+    match with.residual {
+        None => sums.for_each(|((x, &scale), &bias)| *x = act(x.mul_add(scale, bias))),
+        Some(residual) => sums
+            .zip(residual)
+            .for_each(|(((x, &scale), &bias), &r)| *x = act(x.mul_add(scale, bias) + r)),
     }
 }
 
@@ -243,9 +249,18 @@ pub(super) mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     pub(in super::super) fn widen_avx512(from: &[f16], to: &mut [f32]) {
         assert_eq!(from.len(), to.len());
-        for (from, to) in from.chunks(16).zip(to.chunks_mut(16)) {
+        let (from16, from) = from.as_chunks::<16>();
+        let (to16, to) = to.as_chunks_mut::<16>();
+        for (from, to) in from16.iter().zip(to16) {
+            // SAFETY: both arrays hold sixteen elements.
+            unsafe {
+                let halves = _mm256_loadu_si256(from.as_ptr().cast());
+                _mm512_storeu_ps(to.as_mut_ptr(), _mm512_cvtph_ps(halves));
+            }
+        }
+        if !from.is_empty() {
             let lanes = (u32::MAX >> (32 - from.len())) as __mmask16;
-            // SAFETY: masked loads and stores touch only the chunk's elements.
+            // SAFETY: masked loads and stores touch only the elements of the slices.
             unsafe {
                 let halves = _mm256_maskz_loadu_epi16(lanes, from.as_ptr().cast());
                 _mm512_mask_storeu_ps(to.as_mut_ptr(), lanes, _mm512_cvtph_ps(halves));
@@ -257,9 +272,18 @@ pub(super) mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     pub(in super::super) fn narrow_avx512(from: &[f32], to: &mut [f16]) {
         assert_eq!(from.len(), to.len());
-        for (from, to) in from.chunks(16).zip(to.chunks_mut(16)) {
+        let (from16, from) = from.as_chunks::<16>();
+        let (to16, to) = to.as_chunks_mut::<16>();
+        for (from, to) in from16.iter().zip(to16) {
+            // SAFETY: both arrays hold sixteen elements.
+            unsafe {
+                let halves = _mm512_cvtps_ph::<NEAREST>(_mm512_loadu_ps(from.as_ptr()));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+            }
+        }
+        if !from.is_empty() {
             let lanes = (u32::MAX >> (32 - from.len())) as __mmask16;
-            // SAFETY: masked loads and stores touch only the chunk's elements.
+            // SAFETY: masked loads and stores touch only the elements of the slices.
             unsafe {
                 let wide = _mm512_maskz_loadu_ps(lanes, from.as_ptr());
                 let halves = _mm512_cvtps_ph::<NEAREST>(wide);

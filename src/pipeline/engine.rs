@@ -5,7 +5,7 @@ use super::decode::Slot;
 use super::ensemble;
 use super::gate::Gate;
 use super::head::{BagPrediction, HeadSession};
-use crate::backend::{self, Backend, HostMemory, Input, Session};
+use crate::backend::{self, Backend, HostMemory, Input, Precision, Session};
 use crate::error::{Context, Error, Result};
 use crate::heads::{self, Head};
 use crate::models::{self, Encoder};
@@ -25,6 +25,7 @@ pub struct Engine {
     encoders: Vec<(Encoder, Box<dyn Session>)>,
     gate: Option<Gate>,
     device: String,
+    precision: Precision,
     batch: usize,
     /// Pixels of a tile that the encoder's session makes into its input by itself; 0 for none.
     tile_pixels: usize,
@@ -79,8 +80,17 @@ impl Engine {
         parts: Parts,
         batch: usize,
     ) -> Result<Engine> {
-        let packages: Vec<Package> =
+        let mut packages: Vec<Package> =
             folders.iter().map(|folder| Package::open(folder)).collect::<Result<_>>()?;
+        let precision = backend.precision();
+        if precision != Precision::F16 {
+            // Other numbers make other features, which must not be taken for the usual ones.
+            for package in &mut packages {
+                for id in [&mut package.recipe_id, &mut package.encoder_id] {
+                    *id = format!("{id}-{precision}");
+                }
+            }
+        }
         let Some(first) = packages.first() else { return Err(Error::usage("no package")) };
         ensemble::agree(&packages)?;
         // Batch norm over the bag makes the bag the batch, and it is not to be cut.
@@ -94,6 +104,7 @@ impl Engine {
             encoders: Vec::new(),
             gate: None,
             device: backend.name(),
+            precision,
             batch: whole.unwrap_or(batch.max(1)),
             tile_pixels: 0,
             notes: Vec::new(),
@@ -174,6 +185,11 @@ impl Engine {
     /// The device the sessions run on, as written into results.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// The numbers the sessions compute with, as written into results.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Largest number of tiles in one batch.

@@ -40,7 +40,7 @@ pub fn blank_result(
             kind: engine.device().split(' ').next().unwrap_or_default().into(),
             name: engine.device().into(),
         },
-        precision: "f16".into(),
+        precision: engine.precision().to_string(),
         options,
         tiles: result::Tiles {
             size_level0: None,

@@ -94,7 +94,7 @@ pub fn run(args: &Args, n: usize, package: PathBuf, global: &Global) -> Result<O
     let drawn = start.elapsed().as_secs_f64();
     global.say(&format!("{}: {n} synthetic slides in {drawn:.1} s", slides.display()));
     let results = args.out.join("results");
-    let run = RunArgs { device: args.device.clone(), batch: 16, gpu_memory: None };
+    let run = RunArgs::on(args.device.clone());
     let predict = predict::Args::slides(paths, package, results.clone(), run, SlideArgs::default());
     let (outcome, answers) = predict::predict_slides(&predict, global)?;
     let found = study(args, &cohort, &answers, &results)?;

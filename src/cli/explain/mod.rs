@@ -75,7 +75,7 @@ struct Ready {
 impl Look {
     /// Opens everything for looking at the slide `passes` times.
     fn ready(&self, parts: Parts, passes: usize, global: &Global) -> Result<Ready> {
-        let backend = self.run.device.open(global, self.run.gpu_memory)?;
+        let backend = self.run.open(global)?;
         let engine = Engine::open(&self.package, &*backend, parts, self.run.batch.into())?;
         let job =
             cohort::jobs(std::slice::from_ref(&self.slide), self.regions.as_deref())?.remove(0);

@@ -14,7 +14,7 @@ use super::plan::root;
 use super::{Act, Dense, Epilogue, Graph, Op, ParamData, ParamId, Shape, Step, TensorId};
 use super::{Input, check_run};
 use crate::error::Result;
-use half::f16;
+use half::{bf16, f16};
 use maps::Map;
 
 /// What is done to an activation before the next step reads it.
@@ -22,6 +22,9 @@ use maps::Map;
 pub enum Rounding {
     /// Rounded to FP16, as backends store it.
     F16,
+    /// Rounded to bf16, with 0 for what is smaller than the smallest normal number; so are FP16
+    /// weights.
+    Bf16,
     /// Kept in f32: what a network computes before any FP16 storage (its weights excepted).
     None,
 }
@@ -83,6 +86,8 @@ fn execute<'a>(
 fn rounded(rounding: Rounding, x: f32) -> f32 {
     match rounding {
         Rounding::F16 => f16::from_f32(x).to_f32(),
+        Rounding::Bf16 if x.is_subnormal() => 0f32.copysign(x),
+        Rounding::Bf16 => bf16::from_f32(x).to_f32(),
         Rounding::None => x,
     }
 }
@@ -151,6 +156,9 @@ impl<'a> Store<'a> {
     /// A parameter as f32.
     fn numbers(&self, id: ParamId) -> Vec<f32> {
         match &self.graph.param(id).data {
+            ParamData::F16(v) if self.rounding == Rounding::Bf16 => {
+                v.iter().map(|x| rounded(self.rounding, x.to_f32())).collect()
+            }
             ParamData::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
             ParamData::F32(v) => v.to_vec(),
         }
