@@ -297,11 +297,11 @@ fn heads_that_disagree_with_their_recipe_are_refused() {
         (build("balnmp_c", head("balnmp", 2, 4)), "the recipe has 4 to repeat"),
         (
             build("balnmp", head("balnmp", 3, 0)),
-            "classifier.2.weight has 2 outputs, the recipe's classes needs 3",
+            "classifier.2.weight of shape [2, 64] has 2 outputs, the recipe's classes needs 3",
         ),
         (
             build("clam_sb", head("clam-sb", 0, 0)),
-            "classifiers.weight has 2 outputs, a regression needs 1",
+            "classifiers.weight of shape [2, 512] has 2 outputs, a regression needs 1",
         ),
         (build("clam_sb", head("clam-sb", 2, 1)), "no clinical values"),
         (build("clam_sb", head("clam-xl", 2, 0)), "no head family"),
