@@ -67,8 +67,8 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     }
     let jobs = jobs(&args.images, None)?;
     make_folder(&args.out)?;
-    let device = backend.name();
-    let mut run = Run { args, package, device, segmenters, done: Vec::new() };
+    let (device, precision) = (backend.name(), backend.precision().to_string());
+    let mut run = Run { args, package, device, precision, segmenters, done: Vec::new() };
     let mut cohort = Cohort::new(&args.out, args.fail_fast);
     let bar = picture_bar(jobs.len(), global);
     let mut ran = Ok(());
@@ -110,6 +110,7 @@ struct Run<'a> {
     args: &'a Args,
     package: Package,
     device: String,
+    precision: String,
     segmenters: Segmenters<'a>,
     /// Name of the picture, masks, and what `segmentation.json` holds.
     done: Vec<((String, Segmentation), Value)>,
@@ -145,6 +146,7 @@ impl Run<'_> {
             },
             "package": { "name": recipe.name, "recipe_id": self.package.recipe_id },
             "device": self.device,
+            "precision": self.precision,
             "segmentation": masks,
             "seconds": start.elapsed().as_secs_f64(),
         });
