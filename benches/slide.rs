@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use histokern::backend::Backend;
 use histokern::cpu::CpuBackend;
 use histokern::image::Resampler;
-use histokern::pipeline::{self, Engine, Event, Finished, Job, Observer, Options, Parts, Sink};
+use histokern::pipeline::{self, Engine, Finished, Job, Options, Parts, Sink};
 use histokern::recipe::Interpolation;
 use histokern::slide::synthetic::layout::{self, Pyramid};
 use histokern::slide::synthetic::{Compression, Jpeg, Samples, Sampling, Specimen, SpecimenSpec};
@@ -167,12 +167,6 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-struct Silent;
-
-impl Observer for Silent {
-    fn event(&self, _: Event<'_>) {}
-}
-
 /// Counts tiles, so that throughput is per tile.
 struct Count(usize);
 
@@ -201,7 +195,7 @@ fn whole_slide(c: &mut Criterion) {
     let mut run = || {
         let mut count = Count(0);
         let done = |_: &Job, _: &str| false;
-        pipeline::run(&mut engine, &jobs, &options, &Silent, &done, &mut count).unwrap();
+        pipeline::run(&mut engine, &jobs, &options, &(), &done, &mut count).unwrap();
         count.0
     };
     let mut group = c.benchmark_group("whole-slide");

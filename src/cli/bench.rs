@@ -10,9 +10,7 @@ use crate::cuda::CudaBackend;
 use crate::error::{Context, Error, Result};
 use crate::graph::Graph;
 use crate::models::{self, random};
-use crate::pipeline::{
-    self, Engine, Event, Finished, Job, Observer, Options, Parts, Seconds, Sink,
-};
+use crate::pipeline::{self, Engine, Finished, Job, Options, Parts, Seconds, Sink};
 use crate::slide::OpenOptions;
 use crate::weights::Package;
 use serde::Serialize;
@@ -480,7 +478,7 @@ fn stages(
         Options { open: OpenOptions::default(), decode_threads: global.threads(), stride_px: None };
     let job = Job { name: "slide".into(), path: slide.into(), regions: None, mask: None };
     let mut timed = Timed(None);
-    pipeline::run(&mut engine, &[job], &options, &Silent, &|_, _| false, &mut timed)?;
+    pipeline::run(&mut engine, &[job], &options, &(), &|_, _| false, &mut timed)?;
     let Some((tiles, s)) = timed.0 else { return Err(Error::usage("the slide was not run")) };
     Ok(Stages {
         tiles,
@@ -509,10 +507,4 @@ impl Sink for Timed {
     }
 
     fn skipped(&mut self, _job: &Job) {}
-}
-
-struct Silent;
-
-impl Observer for Silent {
-    fn event(&self, _event: Event<'_>) {}
 }

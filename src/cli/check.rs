@@ -12,7 +12,7 @@ use crate::graph::reference::Rounding;
 use crate::heads;
 use crate::models::{self, random};
 use crate::pipeline::predict::{HeadResult, predict};
-use crate::pipeline::{self, Engine, Event, Finished, Job, Observer, Options, Parts, Sink};
+use crate::pipeline::{self, Engine, Finished, Job, Options, Parts, Sink};
 use crate::slide::OpenOptions;
 use crate::slide::synthetic::SpecimenSpec;
 use crate::weights::Package;
@@ -131,7 +131,7 @@ fn slide(
         };
         let mut answer = Answer::default();
         let jobs = std::slice::from_ref(&job);
-        pipeline::run(&mut engine, jobs, &options, &Silent, &|_, _| false, &mut answer)?;
+        pipeline::run(&mut engine, jobs, &options, &(), &|_, _| false, &mut answer)?;
         Ok(answer)
     };
     let (got, want) = (answer(on)?, answer(against)?);
@@ -167,7 +167,7 @@ struct Answer {
 impl Sink for Answer {
     fn finished(&mut self, engine: &mut Engine, _job: &Job, slide: Finished) -> Result<()> {
         self.tiles = slide.tiles.len();
-        self.heads = predict(engine, &slide.features, self.tiles, &slide.bags, &[], &Silent)?;
+        self.heads = predict(engine, &slide.features, self.tiles, &slide.bags, &[], &())?;
         self.features = slide.features;
         Ok(())
     }
@@ -177,12 +177,6 @@ impl Sink for Answer {
     }
 
     fn skipped(&mut self, _job: &Job) {}
-}
-
-struct Silent;
-
-impl Observer for Silent {
-    fn event(&self, _event: Event<'_>) {}
 }
 
 /// Findings as they come, and what to say of them.

@@ -8,9 +8,7 @@ use histokern::backend::{Backend, Input, Session};
 use histokern::cpu::CpuBackend;
 use histokern::graph::Graph;
 use histokern::pipeline::way::Way;
-use histokern::pipeline::{
-    self, Engine, Event, Finished, Job, Observer, Options, Parts, Prepared, Sink,
-};
+use histokern::pipeline::{self, Engine, Finished, Job, Options, Parts, Prepared, Sink};
 use histokern::slide::OpenOptions;
 use histokern::slide::synthetic::layout::{self, Aperio, Pyramid};
 use histokern::slide::synthetic::{Compression, Jpeg, Specimen, SpecimenSpec};
@@ -100,12 +98,6 @@ impl Sink for Features {
     fn skipped(&mut self, _: &Job) {}
 }
 
-struct Silent;
-
-impl Observer for Silent {
-    fn event(&self, _: Event<'_>) {}
-}
-
 /// The features of all slides, and of the way of the first one's tiles how many steps the host and how
 /// many the machine does.
 fn features(on: &dyn Backend, package: &Path, jobs: &[Job]) -> (Features, [usize; 2]) {
@@ -113,7 +105,7 @@ fn features(on: &dyn Backend, package: &Path, jobs: &[Job]) -> (Features, [usize
     let open = OpenOptions::default();
     let options = Options { open, decode_threads: 2, stride_px: None };
     let mut found = Features::default();
-    pipeline::run(&mut engine, jobs, &options, &Silent, &|_, _| false, &mut found).unwrap();
+    pipeline::run(&mut engine, jobs, &options, &(), &|_, _| false, &mut found).unwrap();
     let prepared = Prepared::new(&jobs[0], 0, engine.recipe(), &open).unwrap();
     let way = Way::new(&prepared, engine.recipe(), engine.tile_pixels()).unwrap();
     (found, [way.host.len(), way.machine.map_or(0, |how| how.steps().len())])
