@@ -66,6 +66,9 @@ def write_package(model, name, folder):
     output = "logits" if families.is_segmenter(name) else None
     export.write_package(folder, name, name, export.arrays_of(model), "CC0-1.0", "random weights",
                          SIDES[name], output=output)
+    # The published smallest area leaves nothing of small slides.
+    with open(os.path.join(folder, "recipe.toml"), "a") as f:
+        f.write('\n[tissue]\nmethod = "clam"\nmin_area = 1.0\n')
 
 
 def prepare(name, folder):

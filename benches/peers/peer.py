@@ -228,7 +228,7 @@ def tissue(slide):
                     while child != -1:
                         area -= cv2.contourArea(found[child])
                         child = order[0][child][0]
-                    kept += area * scale > 100 * 512 * 512
+                    kept += area * scale > 512 * 512
             return kept
     cv2.setNumThreads(1)
     version = f"openslide {openslide.__library_version__} + opencv {cv2.__version__}"
