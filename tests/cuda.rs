@@ -16,6 +16,8 @@ mod report;
 mod runtime;
 #[path = "cuda/slides.rs"]
 mod slides;
+#[path = "common/slides.rs"]
+mod synthetic_slides;
 #[path = "cuda/tiles.rs"]
 mod tiles;
 

@@ -1,8 +1,10 @@
 //! The program end to end, as a user runs it: synthetic slides, narrow packages in the layouts of
 //! the published systems, every output read back.
 
-use histokern::slide::synthetic::layout::{self, Aperio, Pyramid};
-use histokern::slide::synthetic::{Compression, Jpeg, Specimen, SpecimenSpec};
+#[path = "common/slides.rs"]
+mod slides;
+
+use histokern::slide::synthetic::SpecimenSpec;
 use histokern::weights::{Array, ArrayData, PackageWriter};
 use serde_json::Value;
 use std::fs;
@@ -154,15 +156,10 @@ fn histcode(dir: &Path) -> PathBuf {
 // ---- slides and the program -----------------------------------------------------------------
 
 fn slide(path: &Path, seed: u64) {
-    let spec = SpecimenSpec { seed, fraction: None, width: 1536, height: 1280, mpp: 0.5 };
-    let specimen = Specimen::new(&spec);
-    let compression = Compression::Jpeg(Jpeg::new(80));
-    let pyramid = Pyramid { steps: vec![4], tile: 128, compression, ..Pyramid::new(&specimen) };
-    let extras =
-        Aperio { label: None, overview: None, thumbnail: true, app_mag: Some(20.0), keys: vec![] };
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    layout::aperio(&pyramid, &extras).write(&mut bytes).unwrap();
-    fs::write(path, bytes.into_inner()).unwrap();
+    slides::write(
+        path,
+        &SpecimenSpec { seed, fraction: None, width: 1536, height: 1280, mpp: 0.5 },
+    );
 }
 
 fn histokern(args: &[&str]) -> Output {

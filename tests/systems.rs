@@ -5,10 +5,11 @@
 #[path = "models/formula.rs"]
 #[allow(dead_code)]
 mod formula;
+#[path = "common/slides.rs"]
+mod slides;
 
 use formula::{F32, formula};
-use histokern::slide::synthetic::layout::{self, Aperio, Pyramid};
-use histokern::slide::synthetic::{Compression, Jpeg, Specimen, SpecimenSpec};
+use histokern::slide::synthetic::SpecimenSpec;
 use histokern::weights::{Array, ArrayData, Package, PackageWriter};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -124,15 +125,7 @@ fn diagnosis(dir: &Path, name: &str) -> PathBuf {
 // ---- slides and the program -----------------------------------------------------------------
 
 fn slide(path: &Path, seed: u64) {
-    let spec = SpecimenSpec { seed, fraction: None, width: 768, height: 640, mpp: 0.5 };
-    let specimen = Specimen::new(&spec);
-    let compression = Compression::Jpeg(Jpeg::new(80));
-    let pyramid = Pyramid { steps: vec![4], tile: 128, compression, ..Pyramid::new(&specimen) };
-    let extras =
-        Aperio { label: None, overview: None, thumbnail: true, app_mag: Some(20.0), keys: vec![] };
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    layout::aperio(&pyramid, &extras).write(&mut bytes).unwrap();
-    fs::write(path, bytes.into_inner()).unwrap();
+    slides::write(path, &SpecimenSpec { seed, fraction: None, width: 768, height: 640, mpp: 0.5 });
 }
 
 fn histokern(args: &[&str]) -> Output {

@@ -52,7 +52,10 @@ def main():
     def batch(first):
         x = np.zeros((BATCH, to, to, 3), np.float32)
         for row, place in zip(x, places[first:first + BATCH]):
-            tile = it.read_region(place, 0, (side, side)).convert("RGB")
+            seen = it.read_region(place, 0, (side, side))
+            # Outside the slide OpenSlide is transparent; ours is white there.
+            tile = Image.new("RGB", seen.size, "white")
+            tile.paste(seen, mask=seen.getchannel("A"))
             if side != to:
                 tile = tile.resize((to, to), Image.Resampling.BILINEAR)
             np.subtract(np.asarray(tile, np.float32) * scale, shift, out=row)

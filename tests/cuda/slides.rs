@@ -1,7 +1,7 @@
 //! Slides from file to features with their tiles made into the network's input on the device: the bits
 //! of the same device fed by the host, and the CPU's within the tolerance of networks.
 
-use super::backend;
+use super::{backend, synthetic_slides};
 use histokern::backend::check::Deviation;
 use histokern::backend::suite::NETWORK;
 use histokern::backend::{Backend, Input, Session};
@@ -10,8 +10,7 @@ use histokern::graph::Graph;
 use histokern::pipeline::way::Way;
 use histokern::pipeline::{self, Engine, Finished, Job, Options, Parts, Prepared, Sink};
 use histokern::slide::OpenOptions;
-use histokern::slide::synthetic::layout::{self, Aperio, Pyramid};
-use histokern::slide::synthetic::{Compression, Jpeg, Specimen, SpecimenSpec};
+use histokern::slide::synthetic::SpecimenSpec;
 use histokern::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,15 +69,8 @@ fn package(dir: &Path, name: &str, edits: &[(&str, &str)]) -> PathBuf {
 
 fn slide(dir: &Path, seed: u64, mpp: f64) -> Job {
     let spec = SpecimenSpec { seed, fraction: None, width: 1280, height: 1024, mpp };
-    let specimen = Specimen::new(&spec);
-    let compression = Compression::Jpeg(Jpeg::new(80));
-    let pyramid = Pyramid { steps: vec![4], tile: 128, compression, ..Pyramid::new(&specimen) };
-    let extras =
-        Aperio { label: None, overview: None, thumbnail: false, app_mag: None, keys: vec![] };
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    layout::aperio(&pyramid, &extras).write(&mut bytes).unwrap();
     let path = dir.join(format!("{seed}.svs"));
-    fs::write(&path, bytes.into_inner()).unwrap();
+    synthetic_slides::write(&path, &spec);
     Job { name: seed.to_string(), path, regions: None, mask: None }
 }
 
