@@ -140,14 +140,14 @@ def arrays_of(model):
     return out
 
 
-def emulate_fp16(model):
-    """Rounds the weights, and what every module puts out, to FP16; sums stay f32."""
+def emulate(model, dtype=torch.float16):
+    """Rounds the weights, and what every module puts out, to FP16 or bf16; sums stay f32."""
     for p in model.parameters():
         if p.ndim >= 2:
-            p.data = p.data.half().float()
+            p.data = p.data.to(dtype).float()
     for m in model.modules():
         if not list(m.children()):
-            m.register_forward_hook(lambda _m, _i, out: out.half().float())
+            m.register_forward_hook(lambda _m, _i, out: out.to(dtype).float())
     return model
 
 
@@ -273,7 +273,7 @@ def golden_encoder(output, file, name, stage, side, tiles, batch, step):
     features = run(model)
     again = build()
     again.load_state_dict(model.state_dict())
-    emulated = run(emulate_fp16(again))
+    emulated = run(emulate(again))
     error = np.linalg.norm(emulated - features) / np.linalg.norm(features)
     print(f"{file}: {features.shape} FP16 emulation error {error:.2e}")
     contents = {} if batch else statistics

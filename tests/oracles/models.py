@@ -48,7 +48,7 @@ def compare(binary, folder, name, stage, side, seed):
             return model(exporter.normalise(u8)).double().flatten(1).numpy()
 
     want = run()
-    exporter.emulate_fp16(model)
+    exporter.emulate(model)
     emulated = run()
     norm = np.linalg.norm
     cosine_to_want = lambda x: float((x * want).sum() / norm(x) / norm(want))

@@ -4,7 +4,11 @@
 Needs what requirements-parity.txt lists (PyPI); scripts/parity installs it. A row is a network with
 random weights from a seed and calibrated batch norm, written as a package and run by
 `histokern run`. Its distance from PyTorch in f32 stands beside the distance of PyTorch itself with
-weights and activations rounded to FP16. Exit code 1 when a row lies above 1.5 times that.
+weights and activations rounded to FP16 (to bf16 for devices that compute in it). Exit code 1 when a
+row lies above 1.5 times that, or when two instruction sets of a processor differ in a bit.
+
+A device is `reference`, `cpu`, `cuda` or `cuda-sim`, with an instruction set or a precision behind
+colons where another than the usual is wanted: cpu:bf16, cpu:avx2, cpu:portable:f32.
 
 The reference evaluates every op from its definition, and `cuda-sim` is CUDA on the stand-in driver of
 tests/gpu-sim: both get small pictures and narrow networks; other devices the usual sizes, small ones
@@ -13,6 +17,7 @@ HEADS or vits.LAYOUTS, or a function that returns a Case, in `rows`.
 """
 import argparse
 import collections
+import copy
 import json
 import os
 import subprocess
@@ -38,8 +43,11 @@ LIMIT = 1.5
 # Bags a head is given, one after the other: the few logits of one say little of an error.
 BAGS = 6
 
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+INSTRUCTION_SETS = "avx512", "avx2", "neon", "portable"
+
 # A package, the part of it to run, tensors to give it run by run, the output to compare, what that
-# should be, and what PyTorch makes of it in FP16.
+# should be, and what PyTorch makes of it in each of PRECISIONS.
 Case = collections.namedtuple("Case", "package part inputs output want emulated")
 
 ENCODERS = [
@@ -88,14 +96,18 @@ CLINICAL = "".join(f'[[head.clinical]]\ncolumn = "{c}"\nmean = 0.0\nsd = 1.0\n' 
 
 
 def outputs(model, u8):
-    """f32 and emulated FP16, channels last."""
-    def run():
+    """f32 and emulated narrower numbers, channels last."""
+    def run(model):
         with torch.no_grad():
             y = model(export.normalise(u8)).double()
         return (y.permute(0, 2, 3, 1) if y.ndim == 4 else y.flatten(1)).numpy()
-    want = run()
-    export.emulate_fp16(model)
-    return want, run()
+    return run(model), narrow(model, run)
+
+
+def narrow(model, run):
+    """What a model makes of the same in each of PRECISIONS."""
+    return {name: run(export.emulate(copy.deepcopy(model), dtype))
+            for name, dtype in PRECISIONS.items()}
 
 
 def case(model, name, folder, side, stage=None, output=None, part="encoder", out="features"):
@@ -141,9 +153,13 @@ def keras_inception(binary, side, folder):
     state = {k: torch.from_numpy(v.astype(np.float32))
              for k, v in load_file(os.path.join(package, "encoder.safetensors")).items()}
     twin.load_state_dict(state, strict=False)
-    export.emulate_fp16(twin.eval())
-    with torch.no_grad():
-        emulated = twin(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).double().numpy()
+    x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    def run(twin):
+        with torch.no_grad():
+            return twin(x).double().numpy()
+
+    emulated = narrow(twin.eval(), run)
     return Case(package, "encoder", [{"pixels": u8}], "features", want, emulated)
 
 
@@ -190,14 +206,12 @@ def head(name, text, d, build, output, folder):
             bag["clinical"] = torch.randn(5).half().float().numpy()
         bags.append(bag)
 
-    def run():
+    def run(model):
         with torch.no_grad():
             made = [model(*(torch.from_numpy(v) for v in bag.values())) for bag in bags]
         return torch.cat([m[output == "scores"].double() for m in made]).numpy()
 
-    want = run()
-    export.emulate_fp16(model)
-    return Case(package, "head:h", bags, output, want, run())
+    return Case(package, "head:h", bags, output, run(model), narrow(model, run))
 
 
 def rows(binary):
@@ -224,47 +238,76 @@ def distance(a, b):
     return float(norm(a - b) / norm(b)), float((a * b).sum() / norm(a) / norm(b))
 
 
+class Device:
+    """A name of --device in its parts."""
+
+    def __init__(self, name):
+        self.name = name
+        kind, *more = name.split(":")
+        self.kind, self.is_simulated = kind.removesuffix("-sim"), kind.endswith("-sim")
+        self.is_small = kind in ("reference", "cuda-sim")
+        self.isa = next((m for m in more if m in INSTRUCTION_SETS), None)
+        self.precision = next((m for m in more if m in (*PRECISIONS, "f32")), "fp16")
+        if unknown := [m for m in more if m not in (self.isa, self.precision)]:
+            sys.exit(f"{name}: neither an instruction set nor a precision: {unknown[0]}")
+
+    def environment(self, simulator):
+        environment = dict(os.environ)
+        if self.is_simulated:
+            # The clock of the stand-in times an interpreter: tuning by it is of no use.
+            environment.update(LD_LIBRARY_PATH=simulator, HISTOKERN_TUNE="off")
+        if self.isa:
+            environment["HISTOKERN_CPU"] = self.isa
+        return environment
+
+
 def execute(binary, it, device, folder, simulator):
     """The output of every run, one after the other."""
     given, out = os.path.join(folder, "in"), os.path.join(folder, "out")
-    environment, made = os.environ, []
-    if device == "cuda-sim":
-        # The clock of the stand-in times an interpreter: tuning by it is of no use.
-        environment = {**environment, "LD_LIBRARY_PATH": simulator, "HISTOKERN_TUNE": "off"}
+    made = []
     for inputs in it.inputs:
         save_file(inputs, given)
         subprocess.run([binary, "run", it.package, "--part", it.part, "--input", given, "-o", out,
-                        "--device", device.removesuffix("-sim"), "--quiet"], check=True, env=environment)
+                        "--device", device.kind, "--precision", device.precision, "--quiet"],
+                       check=True, env=device.environment(simulator))
         value = load_file(out)[it.output].astype(np.float64)
         made.append(value[None] if it.output == "logits" else value)
     return np.concatenate(made)
 
 
-def compare(binary, name, make, device, small, seed, simulator):
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(seed)
-        it = make(small, folder)
-        start = time.monotonic()
-        got = execute(binary, it, device, folder, simulator)
-        seconds = time.monotonic() - start
+def compare(binary, name, it, device, folder, simulator, bits):
+    """A row; `bits` keeps what the instruction sets gave before, by precision."""
+    start = time.monotonic()
+    got = execute(binary, it, device, folder, simulator)
+    seconds = time.monotonic() - start
     if got.shape != it.want.shape:
         sys.exit(f"{name}: shape {got.shape}, needed {it.want.shape}")
+    same = device.kind != "cpu" or np.array_equal(bits.setdefault(device.precision, got), got)
     error, cosine = distance(got, it.want)
-    fp16, fp16_cosine = distance(it.emulated, it.want)
-    first = next(iter(it.inputs[0].values()))
-    size = first.shape[1]
-    return {"family": name, "device": device, "size": size, "error": error, "cosine": cosine,
-            "fp16": fp16, "fp16_cosine": fp16_cosine, "ratio": error / fp16, "seconds": seconds,
-            "good": bool(error <= LIMIT * fp16)}
+    # f32 of FP16 weights is held to FP16's error.
+    emulated = it.emulated.get(device.precision, it.emulated["fp16"])
+    own, own_cosine = distance(emulated, it.want)
+    size = next(iter(it.inputs[0].values())).shape[1]
+    return {"family": name, "device": device.name, "size": size, "error": error, "cosine": cosine,
+            "pytorch": own, "pytorch_cosine": own_cosine, "ratio": error / own, "seconds": seconds,
+            "same_bits": same, "good": bool(same and error <= LIMIT * own)}
 
 
 def summary(done, devices):
     """One line a family: the error on every device, in units of PyTorch's in FP16."""
-    print(f"\n{'error / FP16 error':30} " + " ".join(f"{device:>10}" for device in devices))
+    width = max(10, *(len(device) for device in devices))
+    print(f"\n{'error / error of PyTorch':30} " + " ".join(f"{d:>{width}}" for d in devices))
     for family in dict.fromkeys(row["family"] for row in done):
         of = {row["device"]: row["ratio"] for row in done if row["family"] == family}
         print(f"{family:30} " + " ".join(
-            f"{of[device]:10.2f}" if device in of else " " * 10 for device in devices))
+            f"{of[device]:{width}.2f}" if device in of else " " * width for device in devices))
+
+
+def say(row):
+    remark = "" if row["good"] else f"  ABOVE {LIMIT}" if row["same_bits"] else "  OTHER BITS"
+    print(f"{row['family']:30} {row['device']:18} {row['size']:5} {row['error']:9.2e} "
+          f"{row['cosine']:10.7f} {row['pytorch']:9.2e} {row['pytorch_cosine']:10.7f} "
+          f"{row['ratio']:6.2f}{remark}", flush=True)
 
 
 def main():
@@ -282,26 +325,33 @@ def main():
     unknown = set(args.only or ()) - {name for name, _ in table}
     if unknown:
         sys.exit(f"no row {', '.join(sorted(unknown))}")
-    devices = args.device.split(",")
-    if "cuda-sim" in devices and not args.simulator:
+    devices = [Device(name) for name in args.device.split(",")]
+    if any(device.is_simulated for device in devices) and not args.simulator:
         sys.exit("cuda-sim: say where the stand-in driver is with --simulator")
-    print(f"{'family':30} {'device':10} {'size':>5} {'rel. L2':>9} {'cosine':>10} "
-          f"{'FP16 L2':>9} {'cosine':>10} {'ratio':>6}")
+    print(f"{'family':30} {'device':18} {'size':>5} {'rel. L2':>9} {'cosine':>10} "
+          f"{'PyTorch':>9} {'cosine':>10} {'ratio':>6}")
     done = []
     for name, make in table:
-        for device in devices if not args.only or name in args.only else ():
-            small = args.small or device in ("reference", "cuda-sim")
-            row = compare(args.binary, name, make, device, small, args.seed, args.simulator)
-            done.append(row)
-            print(f"{name:30} {device:10} {row['size']:5} {row['error']:9.2e} {row['cosine']:10.7f} "
-                  f"{row['fp16']:9.2e} {row['fp16_cosine']:10.7f} {row['ratio']:6.2f}"
-                  f"{'' if row['good'] else '  ABOVE ' + str(LIMIT)}", flush=True)
-    summary(done, devices)
+        if args.only and name not in args.only:
+            continue
+        for small in (False, True):
+            of_size = [device for device in devices if (args.small or device.is_small) == small]
+            if not of_size:
+                continue
+            bits = {}
+            with tempfile.TemporaryDirectory() as folder:
+                torch.manual_seed(args.seed)
+                it = make(small, folder)
+                for device in of_size:
+                    row = compare(args.binary, name, it, device, folder, args.simulator, bits)
+                    done.append(row)
+                    say(row)
+    summary(done, [device.name for device in devices])
     if args.json:
         with open(args.json, "w") as f:
             json.dump(done, f, indent=1)
     bad = [row for row in done if not row["good"]]
-    print(f"{len(done)} rows, {len(bad)} above {LIMIT} times the FP16 error of PyTorch")
+    print(f"{len(done)} rows, {len(bad)} above {LIMIT} times the error of PyTorch or of other bits")
     sys.exit(1 if bad else 0)
 
 

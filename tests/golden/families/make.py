@@ -73,7 +73,7 @@ def record(file, build, run, shapes, kept, want=None):
     step = -(-want.shape[1] // kept)
     while np.gcd(step, want.shape[1]) > 1:
         step += 1
-    emulated = run(export.emulate_fp16(build()))[:, ::step]
+    emulated = run(export.emulate(build()))[:, ::step]
     want = want[:, ::step]
     norm = np.linalg.norm
     error = norm(emulated - want) / norm(want)

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from transformers import (Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTModel)
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../weights"))
-from export import emulate_fp16, formula, normalise, pictures  # noqa: E402
+from export import emulate, formula, normalise, pictures  # noqa: E402
 
 torch.set_num_threads(2)
 TILES = 3
@@ -131,7 +131,7 @@ for name in ("plain", "registers", "mean", "phikon", "dinov2", "conch"):
     x = normalise(pictures(f"{name} tiles", TILES, side))
     with torch.no_grad():
         features = model(x).double().numpy()
-        rounded = emulate_fp16(build(name)[0])(x).double().numpy()
+        rounded = emulate(build(name)[0])(x).double().numpy()
     error = np.linalg.norm(rounded - features) / np.linalg.norm(features)
     print(f"{name}: {features.shape}, FP16 error {error:.2e}")
     contents[f"{name}.features"] = features.astype(np.float32)
