@@ -4,7 +4,7 @@
 //! and how many pixels each is read. Sizes are exact: with `mpp` in the recipe a tile covers
 //! `size_px * mpp` micrometres on every slide, whatever its levels; corners are rounded to the
 //! nearest pixel one by one, so that no error adds up along a row. Tiles may overrun the slide;
-//! what lies outside is white ([`Slide::read_region`]), where CLAM and HistCode give black.
+//! what lies outside is white, or black as in CLAM and HistCode ([`crate::recipe::Outside`]).
 //!
 //! Letters: W, H pixels of level 0; x to the right, y down.
 

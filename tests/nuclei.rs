@@ -9,7 +9,7 @@ use histokern::nuclei::shape::measure;
 use histokern::nuclei::{Labels, Mask, Parameters, Plane, filter};
 use histokern::pipeline::nuclei::{Nucleus, NucleusReader, strength};
 use histokern::pipeline::{Job, Prepared, stain};
-use histokern::recipe::{ClamTissue, MacenkoStain, Select, Tiles, Tissue};
+use histokern::recipe::{ClamTissue, MacenkoStain, Tiles, Tissue};
 use histokern::report::csv::{Attention, write_attention};
 use histokern::slide::synthetic::layout::{self, Pyramid};
 use histokern::slide::synthetic::{Compression, Endian, Samples, Specimen, SpecimenSpec};
@@ -256,15 +256,7 @@ fn synthetic(folder: &Path, seed: u64, side: u32, mpp: f64, stated: bool) -> (Pa
 fn prepare(path: &Path) -> Prepared {
     let job = Job { name: "s".into(), path: path.into(), regions: None, mask: None };
     let tissue = Tissue::Clam(ClamTissue { min_area: 0.1, ..ClamTissue::default() });
-    let tiles = Tiles {
-        size_px: 256,
-        mpp: None,
-        stride_px: None,
-        select: Select::FourPoint,
-        max_white: None,
-        min_sharpness: None,
-    };
-    Prepared::with_rules(&job, 0, &tissue, &tiles, &OpenOptions::default()).unwrap()
+    Prepared::with_rules(&job, 0, &tissue, &Tiles::of(256), &OpenOptions::default()).unwrap()
 }
 
 fn reader(prepared: &Prepared) -> NucleusReader<'_> {

@@ -409,7 +409,15 @@ fn a_pass_reports_missing_tiles_and_reads_flat_pictures() {
     let pass = TilePass::new(&slide, 0, &[region]).unwrap();
     let mut out = vec![0; 10 * 30 * 3];
     pass.read(0, &mut out, &mut Scratch::default()).unwrap();
-    assert_eq!(out, slide.read_region(&region).unwrap().image.data);
+    let whole = slide.read_region(&region).unwrap();
+    assert_eq!(out, whole.image.data);
+    // Beyond the edges, and only there, it is as dark as wanted.
+    let pass = TilePass::new(&slide, 0, &[region]).unwrap().with_outside(0);
+    pass.read(0, &mut out, &mut Scratch::default()).unwrap();
+    for (i, (dark, rgb)) in out.chunks(3).zip(whole.image.data.chunks(3)).enumerate() {
+        let inside = i % 10 >= 2 && i / 10 < 20 - 3;
+        assert_eq!(dark, if inside { rgb } else { &[0; 3] }, "pixel {i}");
+    }
 }
 
 #[test]

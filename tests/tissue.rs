@@ -37,8 +37,7 @@ fn level(width: u32, height: u32, downsample: f64) -> Level {
 }
 
 fn tiles(size_px: u32, select: Select) -> Tiles {
-    let (mpp, stride_px, max_white, min_sharpness) = (None, None, None, None);
-    Tiles { size_px, mpp, stride_px, select, max_white, min_sharpness }
+    Tiles { select, ..Tiles::of(size_px) }
 }
 
 #[test]

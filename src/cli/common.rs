@@ -1,6 +1,6 @@
 //! What several verbs share: how slides are opened, the progress bar.
 
-pub use super::device::{Device, RunArgs};
+pub use super::device::{Device, DeviceArgs, RunArgs};
 
 use super::Global;
 use crate::error::{Error, Result};

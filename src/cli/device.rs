@@ -132,9 +132,9 @@ impl Gpus {
     }
 }
 
-/// How networks run.
+/// On what machine networks run.
 #[derive(clap::Args, Clone, Debug)]
-pub struct RunArgs {
+pub struct DeviceArgs {
     /// Where networks run: auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all
     #[arg(long, default_value = "auto")]
     pub device: Device,
@@ -142,26 +142,44 @@ pub struct RunArgs {
     /// multiplies it, 8 times the rounding error) or f32 (FP16 weights, nothing else rounded)
     #[arg(long, default_value = "fp16", value_name = "KIND")]
     pub precision: Precision,
-    /// Tiles in one batch; results do not depend on it
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub batch: u16,
     /// Most memory to use on each GPU, such as 6GiB; batches shrink to fit [default: all there is]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub gpu_memory: Option<usize>,
 }
 
-impl RunArgs {
-    /// What the command line gives when it names a device only.
-    pub fn on(device: Device) -> RunArgs {
-        RunArgs { device, precision: Precision::default(), batch: 16, gpu_memory: None }
-    }
-
+impl DeviceArgs {
     /// Opens the backend within the bounds given.
     ///
     /// # Errors
     /// As [`Device::open`].
     pub fn open(&self, global: &Global) -> Result<Box<dyn Backend>> {
         self.device.open_for(self.precision, global, self.gpu_memory)
+    }
+}
+
+/// How networks run on many tiles.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    machine: DeviceArgs,
+    /// Tiles in one batch; results do not depend on it
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub batch: u16,
+}
+
+impl RunArgs {
+    /// What the command line gives when it names a device only.
+    pub fn on(device: Device) -> RunArgs {
+        let machine = DeviceArgs { device, precision: Precision::default(), gpu_memory: None };
+        RunArgs { machine, batch: 16 }
+    }
+
+    /// As [`DeviceArgs::open`].
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open(&self, global: &Global) -> Result<Box<dyn Backend>> {
+        self.machine.open(global)
     }
 }
 

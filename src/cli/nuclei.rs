@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::nuclei::Parameters;
 use crate::pipeline::nuclei::{NucleusReader, strength};
 use crate::pipeline::{Job, Prepared, stain};
-use crate::recipe::{ClamTissue, MacenkoStain, Select, Tiles, Tissue};
+use crate::recipe::{ClamTissue, MacenkoStain, Tiles, Tissue};
 use crate::report::result;
 use crate::slide::Scratch;
 use crate::stain::deconvolution::RUIFROK;
@@ -134,14 +134,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
 /// The slide, its tissue, and a grid of tiles on it.
 fn prepare(args: &Args) -> Result<Prepared> {
     let tissue = Tissue::Clam(ClamTissue { min_area: 0.1, ..ClamTissue::default() });
-    let mut tiles = Tiles {
-        size_px: args.tile_px.unwrap_or(SAMPLE_PX as u32),
-        mpp: None,
-        stride_px: None,
-        select: Select::FourPoint,
-        max_white: None,
-        min_sharpness: None,
-    };
+    let mut tiles = Tiles::of(args.tile_px.unwrap_or(SAMPLE_PX as u32));
     let open = args.open.options()?;
     let slide = crate::slide::Slide::open(&args.slide, &open)?;
     if let (None, Some(mpp)) = (args.tile_px, slide.mpp()) {

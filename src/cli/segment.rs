@@ -1,7 +1,7 @@
 //! `histokern segment`: pictures to masks, by every segmenter of a package and by all together.
 
 use super::cohort::{Cohort, failed_row, file_name, jobs};
-use super::common::{RunArgs, make_folder, picture_bar};
+use super::common::{DeviceArgs, make_folder, picture_bar};
 use super::{Global, Outcome, print_json};
 use crate::error::{Error, Kind, Result};
 use crate::picture;
@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    run: RunArgs,
+    machine: DeviceArgs,
 }
 
 /// Runs the verb.
@@ -58,7 +58,7 @@ pub struct Args {
 /// # Errors
 /// What keeps the run from starting, or with `--fail-fast` the first picture that failed.
 pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let backend = args.run.open(global)?;
+    let backend = args.machine.open(global)?;
     let package = Package::open(&args.package)?;
     let segmenters = Segmenters::open(&package, &*backend)?;
     if segmenters.is_empty() {

@@ -5,7 +5,7 @@ use super::common::{SlideArgs, make_folder};
 use super::{Global, Outcome, print_json};
 use crate::error::{Error, Result};
 use crate::pipeline::{Job, Prepared, outputs};
-use crate::recipe::{ClamTissue, Select, Tiles, Tissue};
+use crate::recipe::{ClamTissue, Tiles, Tissue};
 use crate::report::h5::write_clam_patches;
 use crate::report::{csv, result};
 use crate::tiling::stride_for_overlap;
@@ -53,12 +53,9 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
         return Err(Error::usage("--mpp must be a positive number of micrometres"));
     }
     let tiles = Tiles {
-        size_px: args.tile_px,
         mpp: args.mpp,
         stride_px: Some(stride_for_overlap(args.tile_px, args.overlap)?),
-        select: Select::FourPoint,
-        max_white: None,
-        min_sharpness: None,
+        ..Tiles::of(args.tile_px)
     };
     let tissue = Tissue::Clam(ClamTissue { min_area: args.min_area, ..ClamTissue::default() });
     let name = args.slide.file_stem().unwrap_or_default().to_string_lossy().into_owned();

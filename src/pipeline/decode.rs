@@ -147,6 +147,8 @@ impl<'a> TileReader<'a> {
                 height: grid.read_px,
             })
             .collect();
+        let rules = recipe.slide_tiles()?;
+        let pass = TilePass::new(&prepared.slide, grid.level, &regions)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|n| format!("decode-{n}"))
@@ -154,8 +156,8 @@ impl<'a> TileReader<'a> {
             .map_err(|e| Error::usage(format!("{threads} decode threads: {e}")))?;
         Ok(TileReader {
             prepared,
-            rules: recipe.slide_tiles()?,
-            pass: TilePass::new(&prepared.slide, grid.level, &regions)?,
+            rules,
+            pass: pass.with_outside(rules.outside.channel()),
             way: Way::new(prepared, recipe, machine_pixels)?,
             pool,
             spent: [AtomicU64::new(0), AtomicU64::new(0)],

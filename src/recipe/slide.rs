@@ -74,12 +74,30 @@ pub struct Tiles {
     /// Which grid positions count as tissue.
     #[serde(default)]
     pub select: Select,
+    /// What tiles show beyond the edges of the slide.
+    #[serde(default, skip_serializing_if = "Outside::is_white")]
+    pub outside: Outside,
     /// A tile is dropped when at least this fraction of its channel values is 255 (BALNMP: 0.3).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_white: Option<f64>,
     /// A tile is dropped when the variance of its Laplacian is below this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_sharpness: Option<f64>,
+}
+
+impl Tiles {
+    /// Squares of `size_px` level-0 pixels side by side, none of which is dropped.
+    pub fn of(size_px: u32) -> Tiles {
+        Tiles {
+            size_px,
+            mpp: None,
+            stride_px: None,
+            select: Select::default(),
+            outside: Outside::default(),
+            max_white: None,
+            min_sharpness: None,
+        }
+    }
 }
 
 /// Which grid positions count as tissue.
@@ -95,4 +113,29 @@ pub enum Select {
     Half,
     /// Every position that starts inside the region's bounding box.
     All,
+}
+
+/// What tiles show beyond the edges of the slide.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outside {
+    /// Like glass.
+    #[default]
+    White,
+    /// What Pillow makes of OpenSlide's transparent pixels, and so what CLAM's networks see.
+    Black,
+}
+
+impl Outside {
+    fn is_white(&self) -> bool {
+        *self == Outside::White
+    }
+
+    /// The value of every channel.
+    pub fn channel(self) -> u8 {
+        match self {
+            Outside::White => 255,
+            Outside::Black => 0,
+        }
+    }
 }

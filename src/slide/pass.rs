@@ -30,6 +30,7 @@ pub struct TilePass<'a> {
     done: Vec<AtomicBool>,
     tiles: HashMap<TileIndex, Mutex<Shared>>,
     decoded: AtomicUsize,
+    outside: u8,
 }
 
 impl<'a> TilePass<'a> {
@@ -56,7 +57,14 @@ impl<'a> TilePass<'a> {
             windows,
             tiles: uses.into_iter().map(|(index, uses)| (index, shared(uses))).collect(),
             decoded: AtomicUsize::new(0),
+            outside: 255,
         })
+    }
+
+    /// With this value in every channel, in place of 255, beyond the edges of the slide.
+    #[must_use]
+    pub fn with_outside(self, outside: u8) -> TilePass<'a> {
+        TilePass { outside, ..self }
     }
 
     /// Number of regions.
@@ -87,8 +95,8 @@ impl<'a> TilePass<'a> {
         self.tiles.values().filter(held).count()
     }
 
-    /// Writes region `i` to `out` (`[height, width, 3]` RGB, white outside the slide) and returns
-    /// the native tiles it touches that hold no data in the file.
+    /// Writes region `i` to `out` (`[height, width, 3]` RGB, white outside the slide unless
+    /// [told otherwise](Self::with_outside)) and returns the native tiles it touches that hold no data in the file.
     ///
     /// The pixels are those of [`Slide::read_region`]. A native tile that cannot be decoded fails
     /// every region that touches it, and only those. Reading a region twice is an error.
@@ -126,7 +134,7 @@ impl<'a> TilePass<'a> {
             return Err(Error::usage(format!("{} bytes for a region of {bytes}", out.len())));
         }
         let window = self.take(i)?;
-        out.fill(255);
+        out.fill(self.outside);
         let mut target = Target { rgb: out, valid: None };
         if let Some(image) = self.slide.flat(window.level) {
             blit_flat(image, &window, &mut target);

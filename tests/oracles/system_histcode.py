@@ -27,7 +27,7 @@ class Histcode:
             self.tissue.append(contours)
             self.coords.append(coords)
             self.rows.append(slice(len(tiles), len(tiles) + len(coords)))
-            tiles += [slide.tile(x, y, 256) for x, y in coords]
+            tiles += [slide.tile(x, y, 256, outside=0) for x, y in coords]
         self.encoder = networks.resnet50_layer3()
         with torch.no_grad():
             # Random residual branches of full size amplify every rounding; trained ones do not.

@@ -70,7 +70,7 @@ class Command:
 
 
 class Picture:
-    """A slide by OpenSlide, or a flat picture by Pillow; what lies outside is white."""
+    """A slide by OpenSlide, or a flat picture by Pillow."""
 
     def __init__(self, path):
         self.path, self.name = path, os.path.splitext(os.path.basename(path))[0]
@@ -93,11 +93,10 @@ class Picture:
     def level_for(self, downsample):
         return self.slide.get_best_level_for_downsample(downsample)
 
-    def tile(self, x, y, side):
+    def tile(self, x, y, side, outside=255):
         """A square of level 0."""
         rgba = np.asarray(self.slide.read_region((int(x), int(y)), 0, (side, side)))
-        # CLAM makes black of what lies outside the slide; here it is white (docs/histcode.md).
-        return np.where(rgba[..., 3:] == 0, 255, rgba[..., :3]).astype(np.uint8)
+        return np.where(rgba[..., 3:] == 0, outside, rgba[..., :3]).astype(np.uint8)
 
 
 def tensor(tiles):

@@ -33,10 +33,11 @@ from torch.nn import functional as F
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-SIDE = 128  # of the segmenters' input
-NETWORKS = {"unet": ("smp-unet-resnet18", smp.Unet),
-            "unetplusplus": ("smp-unetplusplus-resnet18", smp.UnetPlusPlus),
-            "deeplabv3": ("smp-deeplabv3-resnet18", smp.DeepLabV3)}
+LEARNT_SIDE = 128  # of the pictures the segmenters are trained on
+RECIPE_SIDE, RECIPE_ENCODER = 512, "resnet34"
+NETWORKS = {"unet": smp.Unet, "unetplusplus": smp.UnetPlusPlus, "deeplabv3": smp.DeepLabV3}
+# Encoder and input side of the segmenters.
+SIZE = argparse.Namespace(encoder="resnet18", side=LEARNT_SIDE)
 failures = []
 
 
@@ -145,10 +146,11 @@ def halved(net):
 
 def trained(name, steps):
     torch.manual_seed(sorted(NETWORKS).index(name))
-    net = NETWORKS[name][1]("resnet18", encoder_weights=None, classes=1)
+    net = NETWORKS[name](SIZE.encoder, encoder_weights=None, classes=1)
     optimiser = torch.optim.Adam(net.parameters(), 1e-3)
     for step in range(steps):
-        batch = [ultrasound(5000 + 4 * step + i, SIDE, SIDE, tumour=i > 0) for i in range(4)]
+        batch = [ultrasound(5000 + 4 * step + i, LEARNT_SIDE, LEARNT_SIDE, tumour=i > 0)
+                 for i in range(4)]
         x = torch.cat([tensor(np.repeat(g[..., None], 3, -1)) for g, _ in batch])
         y = torch.from_numpy(np.stack([t for _, t in batch]))[:, None].float()
         loss = F.binary_cross_entropy_with_logits(net(x), y)
@@ -190,7 +192,7 @@ def probability(net, rgb):
     """The map at the picture's size."""
     height, width = rgb.shape[:2]
     with torch.no_grad():
-        p = torch.sigmoid(net(tensor(resize(rgb, SIDE, SIDE, Image.BILINEAR))))
+        p = torch.sigmoid(net(tensor(resize(rgb, SIZE.side, SIZE.side, Image.BILINEAR))))
         p = F.interpolate(p, size=(height, width), mode="bilinear", align_corners=False)
     return p[0, 0].numpy()
 
@@ -259,13 +261,12 @@ class Program:
 
 
 def recipe_text():
-    """The system's own recipe with smaller segmenters."""
+    """The system's own recipe with segmenters of the size wanted."""
     with open(os.path.join(ROOT, "weights", "us-sln", "recipe.toml")) as f:
         text = f.read()
-    for name, (family, _) in NETWORKS.items():
-        text = text.replace(family.replace("resnet18", "resnet34"), family)
-    assert text.count("resnet18") == 3 and text.count("resize = 512") == 3
-    return text.replace("resize = 512", f"resize = {SIDE}")
+    encoder, side = f"-{RECIPE_ENCODER}\"", f"resize = {RECIPE_SIDE}"
+    assert text.count(encoder) == 3 and text.count(side) == 3
+    return text.replace(encoder, f"-{SIZE.encoder}\"").replace(side, f"resize = {SIZE.side}")
 
 
 def package(program, folder, networks, net):
@@ -276,7 +277,7 @@ def package(program, folder, networks, net):
     for name, segmenter in networks.items():
         path = os.path.join(folder, f"{name}.pth")
         torch.save(segmenter.state_dict(), path)
-        program.run("import", path, "--family", NETWORKS[name][0], "--package", out, "-o", out)
+        program.run("import", path, "--family", f"smp-{name}-{SIZE.encoder}", "--package", out, "-o", out)
     path = os.path.join(folder, "BEST-training-params.pth")
     state = {f"module.{key}": value for key, value in net.state_dict().items()}
     torch.save({"model_state_dict": state, "epoch": 7}, path)
@@ -460,7 +461,11 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each segmenter")
     parser.add_argument("--keep", metavar="DIR", help="work in this new folder and leave it there")
+    parser.add_argument("--full", action="store_true",
+                        help="segmenters of the recipe's size: ResNet-34, 512 px; minutes")
     args = parser.parse_args()
+    if args.full:
+        SIZE.encoder, SIZE.side = RECIPE_ENCODER, RECIPE_SIDE
     program = Program(args.binary, args.device)
     if args.keep:
         os.makedirs(args.keep)

@@ -1,7 +1,7 @@
 //! `histokern explain gradcam`: where in a picture the classifier looked.
 
 use super::said;
-use crate::cli::common::{RunArgs, make_folder};
+use crate::cli::common::{DeviceArgs, make_folder};
 use crate::cli::{Global, Outcome, print_json};
 use crate::error::{Context, Error, Result};
 use crate::heads::Prediction;
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    run: RunArgs,
+    machine: DeviceArgs,
 }
 
 /// Runs the verb.
@@ -54,7 +54,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     if !(0.0..=1.0).contains(&args.alpha) {
         return Err(Error::usage(format!("--alpha {}: 0 to 1", args.alpha)));
     }
-    let backend = args.run.open(global)?;
+    let backend = args.machine.open(global)?;
     let mut engine = Engine::open(&args.package, &*backend, Parts::All, 1)?;
     let [head, class] = chosen(args, &engine.recipe().heads)?;
     let mut segmenters = Segmenters::open(engine.package(), &*backend)?;
