@@ -209,6 +209,80 @@ mod tests {
         assert_eq!(groups(&g), singles(&g));
     }
 
+    /// ReLU convolutions of a map, `(filters, window)` each, and a pool; the tensors, the input first.
+    fn chain(
+        [h, w, c]: [usize; 3],
+        convs: &[(usize, Window)],
+        pool: Option<(Window, bool)>,
+    ) -> (Graph, Vec<TensorId>) {
+        let mut g = Graph::new("g");
+        let mut tensors = vec![g.input(Shape::Map { h, w, c })];
+        for &(k, window) in convs {
+            let x = tensors[tensors.len() - 1];
+            let shape = [k, window.kernel[0], window.kernel[1], g.shape(x).channels()];
+            let zeros = vec![f16::ZERO; shape.iter().product()];
+            let weight = g.param_f16("w", &shape, zeros).unwrap();
+            let epilogue = Epilogue { act: Act::Relu, ..Epilogue::default() };
+            tensors.push(g.push(Op::Conv2d { weight, window, epilogue }, &[x]).unwrap());
+        }
+        if let Some((window, ceil_mode)) = pool {
+            let x = tensors[tensors.len() - 1];
+            tensors.push(g.push(Op::MaxPool { window, ceil_mode }, &[x]).unwrap());
+        }
+        let x = tensors[tensors.len() - 1];
+        let y = g.push(Op::Flatten, &[x]).unwrap();
+        g.output(y);
+        (g, tensors)
+    }
+
+    fn joints(graph: &Graph) -> Vec<Joint> {
+        groups(graph).iter().map(|g| g.joint).collect()
+    }
+
+    #[test]
+    fn a_7x7_joins_the_overlapping_pool_behind_it() {
+        let seven = Window::square(7, 2, 3);
+        let stem = |c, k, pool| joints(&chain([20, 22, c], &[(k, seven)], Some(pool)).0)[0];
+        // Residual and dense networks, and GoogLeNet.
+        assert_eq!(stem(3, 64, (Window::square(3, 2, 1), false)), Joint::Stem);
+        assert_eq!(stem(3, 64, (Window::square(3, 2, 0), true)), Joint::Stem);
+        assert_eq!(stem(3, 64, (Window::square(2, 2, 0), false)), Joint::Pool);
+        // Too many channels for a chunk, too many filters for a tile, another pool.
+        assert_eq!(stem(9, 64, (Window::square(3, 2, 1), false)), Joint::Alone);
+        assert_eq!(stem(3, 65, (Window::square(3, 2, 1), false)), Joint::Alone);
+        assert_eq!(stem(3, 64, (Window::square(3, 1, 1), false)), Joint::Alone);
+    }
+
+    #[test]
+    fn two_first_3x3_join_with_and_without_a_pool() {
+        let (three, halving) = (Window::square(3, 1, 1), Window::square(2, 2, 0));
+        let map = [6, 8, 3];
+        let both = [(64, three), (64, three)];
+        let pair = Joint::Pair { second: 1 };
+        let (g, _) = chain(map, &both, Some((halving, false)));
+        assert_eq!(groups(&g)[0], Group { first: 0, last: 2, joint: pair });
+        assert_eq!(merged(&g, &groups(&g)).steps.len(), 2);
+
+        // A skip connection reads what is pooled.
+        let (mut g, tensors) = chain(map, &both, Some((halving, false)));
+        g.push(Op::Copy, &[tensors[2]]).unwrap();
+        assert_eq!(joints(&g)[..2], [pair, Joint::Alone]);
+        // It is handed back, not rounded.
+        g.output(tensors[2]);
+        assert_eq!(joints(&g)[..2], [Joint::Alone; 2]);
+        // Somebody needs what lies between.
+        let (mut g, tensors) = chain(map, &both, Some((halving, false)));
+        g.output(tensors[1]);
+        assert_eq!(joints(&g)[..2], [Joint::Alone, Joint::Pool]);
+        // A third stays alone; too many filters, and the pool keeps to its own convolution.
+        let (g, _) = chain(map, &[(64, three); 3], None);
+        assert_eq!(joints(&g)[..2], [pair, Joint::Alone]);
+        let (g, _) = chain(map, &[(64, three), (72, three)], Some((halving, false)));
+        assert_eq!(joints(&g)[..2], [Joint::Alone, Joint::Pool]);
+        let (g, _) = chain([6, 8, 9], &both, None);
+        assert_eq!(joints(&g)[..2], [Joint::Alone; 2]);
+    }
+
     #[test]
     fn other_windows_stay_apart() {
         for window in [Window::square(3, 2, 1), Window::square(2, 1, 0)] {

@@ -246,8 +246,15 @@ const fn score(name: &'static str, registers: u32, gated: bool) -> Kernel {
 }
 
 /// Two first steps in one, on tensor cores.
-const fn stem(name: &'static str, file: &'static str, bytes: usize, shared: u32) -> Kernel {
-    Kernel { tensor_cores: true, shared, ..plain(name, file, [256, 1, 1], 128, bytes) }
+const fn stem(
+    name: &'static str,
+    file: &'static str,
+    registers: u32,
+    argument_bytes: usize,
+    shared: u32,
+) -> Kernel {
+    let plain = plain(name, file, [256, 1, 1], registers, argument_bytes);
+    Kernel { tensor_cores: true, shared, ..plain }
 }
 
 const fn batch(name: &'static str, block: [u32; 3], finish: Finish) -> Kernel {
@@ -330,8 +337,8 @@ pub static KERNELS: &[Kernel] = &[
     batch("batch_moments", [32, 8, 1], Finish::Act),
     batch("batch_join", [256, 1, 1], Finish::Act),
     batch("batch_apply", [256, 1, 1], Finish::Act),
-    stem("stem", "stem.cu", size_of::<params::Stem>(), 36_864),
-    stem("stem_pair", "stem_pair.cu", size_of::<params::StemPair>(), 60_480),
+    stem("stem", "stem.cu", 136, size_of::<params::Stem>(), 36_864),
+    stem("stem_pair", "stem_pair.cu", 128, size_of::<params::StemPair>(), 60_480),
     plain("max_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
     plain("average_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
     plain("adaptive_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
