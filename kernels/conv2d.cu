@@ -92,6 +92,7 @@ struct Patches {
   }
 
   DEV void arrived(u32) {}
+  DEV SliceRows<T> rows(u32 slice) const { return SliceRows<T>(slice); }
 };
 
 KERNEL BOUNDS(T::THREADS, CFG_BLOCKS) conv2d(PARAM Conv2dParams p) {

@@ -54,6 +54,23 @@ struct Tile {
 
 DEV u32 swizzled(i32 row, i32 chunk) { return row * (BK * 2) + ((chunk ^ ((row >> 1) & 3)) << 4); }
 
+// The left rows of a slice as the tensor cores read them, 16 columns at a time: this lane's chunk of
+// each of its fragments.
+template <class T>
+struct SliceRows {
+  u32 slice;
+  i32 row, chunk;
+
+  DEV SliceRows(u32 slice) : slice(slice) {
+    const i32 lane = threadIdx.x % 32;
+    row = threadIdx.x / 32 % T::WARPS_M * T::WARP_M + lane % 16;
+    chunk = lane / 16;
+  }
+
+  DEV u32 address(i32 fragment) const { return slice + swizzled(row + fragment * 16, chunk); }
+  DEV void next() { chunk += 2; }
+};
+
 // Copies slices of rows that lie `pitch` elements apart: weights, and the left side of a GEMM.
 template <class T, i32 PASSES>
 struct DenseRows {
@@ -85,18 +102,21 @@ struct DenseRows {
 
   // What is done to a slice between its copy and its use, by the thread that copied it.
   DEV void arrived(u32) {}
+
+  // Its rows when it is the left operand.
+  DEV SliceRows<T> rows(u32 slice) const { return SliceRows<T>(slice); }
 };
 
 // The products of one slice.
-template <class T>
-DEV void multiply_slice(typename T::Sums& sums, u32 a, u32 b) {
+template <class T, class Rows>
+DEV void multiply_slice(typename T::Sums& sums, Rows&& a, u32 b) {
   const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const i32 a_row = warp % T::WARPS_M * T::WARP_M + lane % 16;
   const i32 b_row = warp / T::WARPS_M * T::WARP_N + lane % 8 + lane / 16 * 8;
   UNROLL for (i32 k = 0; k < BK / 16; k++) {
     u32 left[T::FRAGS_M][4], right[T::FRAGS_N / 2][4];
     UNROLL for (i32 i = 0; i < T::FRAGS_M; i++)
-      load_matrix_x4(left[i], a + swizzled(a_row + i * 16, k * 2 + lane / 16));
+      load_matrix_x4(left[i], a.address(i));
+    a.next();
     UNROLL for (i32 j = 0; j < T::FRAGS_N / 2; j++)
       load_matrix_x4(right[j], b + swizzled(b_row + j * 16, k * 2 + lane / 8 % 2));
     UNROLL for (i32 i = 0; i < T::FRAGS_M; i++)
@@ -126,7 +146,8 @@ DEV void multiply(typename T::Sums& sums, u32 ring, i32 slices, A& a, B& b) {
       b.copy(ring + fill * T::STAGE_BYTES + T::A_BYTES);
     }
     copy_commit();
-    multiply_slice<T>(sums, ring + use * T::STAGE_BYTES, ring + use * T::STAGE_BYTES + T::A_BYTES);
+    const u32 slice = ring + use * T::STAGE_BYTES;
+    multiply_slice<T>(sums, a.rows(slice), slice + T::A_BYTES);
     use = use + 1 == T::STAGES ? 0 : use + 1;
     fill = fill + 1 == T::STAGES ? 0 : fill + 1;
   }

@@ -16,6 +16,8 @@ mod report;
 mod runtime;
 #[path = "cuda/slides.rs"]
 mod slides;
+#[path = "cuda/stems.rs"]
+mod stems;
 #[path = "common/slides.rs"]
 mod synthetic_slides;
 #[path = "cuda/tiles.rs"]

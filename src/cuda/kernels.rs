@@ -110,6 +110,8 @@ pub struct Kernel {
     pub tile: Option<Tile>,
     /// Whether it uses the warpgroup products of sm_90a, which run nowhere else.
     pub warpgroups: bool,
+    /// Bytes of dynamic shared memory where they are a matter of nothing else.
+    shared: u32,
     gated: Option<bool>,
     /// What it has room for, for self-attention.
     pub head: Option<Head>,
@@ -145,6 +147,7 @@ const fn plain(
         tensor_cores: false,
         tile: None,
         warpgroups: false,
+        shared: 0,
         gated: None,
         head: None,
         finish: Finish::Fixed,
@@ -242,6 +245,18 @@ const fn score(name: &'static str, registers: u32, gated: bool) -> Kernel {
     }
 }
 
+/// Two first steps in one, on tensor cores.
+const fn stem(
+    name: &'static str,
+    file: &'static str,
+    registers: u32,
+    argument_bytes: usize,
+    shared: u32,
+) -> Kernel {
+    let plain = plain(name, file, [256, 1, 1], registers, argument_bytes);
+    Kernel { tensor_cores: true, shared, ..plain }
+}
+
 const fn batch(name: &'static str, block: [u32; 3], finish: Finish) -> Kernel {
     Kernel { finish, ..plain(name, "norm.cu", block, 64, size_of::<params::BatchNorm>()) }
 }
@@ -322,6 +337,8 @@ pub static KERNELS: &[Kernel] = &[
     batch("batch_moments", [32, 8, 1], Finish::Act),
     batch("batch_join", [256, 1, 1], Finish::Act),
     batch("batch_apply", [256, 1, 1], Finish::Act),
+    stem("stem", "stem.cu", 136, size_of::<params::Stem>(), 36_864),
+    stem("stem_pair", "stem_pair.cu", 128, size_of::<params::StemPair>(), 60_480),
     plain("max_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
     plain("average_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
     plain("adaptive_pool", "pool.cu", [256, 1, 1], 56, size_of::<params::Pool>()),
@@ -412,7 +429,7 @@ impl Kernel {
             }
             (Some(tile), _) => tile.shared_bytes(arch),
             (None, Some(_)) => SCORE_STAGES * 128 * 64 + 64 * 4 * count,
-            (None, None) => 0,
+            (None, None) => self.shared,
         }
     }
 }

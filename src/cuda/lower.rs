@@ -6,10 +6,11 @@
 
 mod bags;
 mod maps;
+mod stems;
 mod tokens;
 
 use super::device::Gpu;
-use super::fuse::Group;
+use super::fuse::{Group, Joint};
 use super::kernels::{Instance, Kernel};
 use super::launch::{Grid, Launch};
 use super::pack::{Packed, padded};
@@ -108,16 +109,19 @@ impl<'a> Lowering<'a> {
 
     /// Adds the launches of the steps of one group.
     pub fn group(&mut self, group: &Group, packed: Packed) -> Result<()> {
-        let [first, last] = [group.first, group.last].map(|i| &self.graph.steps[i]);
-        match group.first == group.last {
-            true => self.step(first, packed),
-            false => self.conv_and_pool(first, last, packed),
+        self.used = 0;
+        let step = |i: usize| &self.graph.steps[i];
+        let (first, last) = (step(group.first), step(group.last));
+        match group.joint {
+            Joint::Alone => self.step(first, packed),
+            Joint::Pool => self.conv_and_pool(first, last, packed),
+            Joint::Stem => self.stem(first, last, packed),
+            Joint::Pair { second } => self.stem_pair(first, step(second), last, packed),
         }
     }
 
     /// Adds the launches of one step.
     fn step(&mut self, step: &Step, packed: Packed) -> Result<()> {
-        self.used = 0;
         match (step.op, packed) {
             (Op::Normalize { .. }, Packed::Table { table }) => self.normalize(step, table),
             (Op::Patches { side, .. }, Packed::Table { table }) => self.patches(step, side, table),
@@ -177,7 +181,6 @@ impl<'a> Lowering<'a> {
 
     /// Adds the launch of a convolution of which `pool` stores the largest of each 2 x 2 square.
     fn conv_and_pool(&mut self, conv: &Step, pool: &Step, packed: Packed) -> Result<()> {
-        self.used = 0;
         let Op::Conv2d { weight, window, epilogue } = conv.op else {
             unreachable!("grouped as a convolution and a pool")
         };

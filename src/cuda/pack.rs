@@ -3,6 +3,7 @@
 //! Channels are padded to 8 with zeros, because copies move 16 bytes; absent scales are ones and
 //! absent biases zeros, so that no kernel asks whether they are there.
 
+use super::fuse::{Group, Joint};
 use super::params;
 use crate::graph::{Dense, Epilogue, Graph, Interpolation, Op, ParamData, ParamId, Shape, Step};
 use bytemuck::NoUninit;
@@ -30,6 +31,11 @@ pub(super) enum Packed {
         weight: u64,
         scale: u64,
         bias: u64,
+    },
+    /// Two products in a row: weight, scale and bias of each.
+    Pair {
+        first: [u64; 3],
+        second: [u64; 3],
     },
     /// As `preact.cu` says.
     Preact {
@@ -98,8 +104,20 @@ fn floats(graph: &Graph, id: ParamId) -> &[f32] {
 }
 
 impl Packer {
+    /// Packs what the steps of a group need.
+    pub fn group(&mut self, graph: &Graph, group: &Group) -> Packed {
+        let first = self.step(graph, &graph.steps[group.first]);
+        let Joint::Pair { second } = group.joint else { return first };
+        let second = self.step(graph, &graph.steps[second]);
+        let offsets = |packed| match packed {
+            Packed::Product { weight, scale, bias } => [weight, scale, bias],
+            packed => unreachable!("a convolution packed as {packed:?}"),
+        };
+        Packed::Pair { first: offsets(first), second: offsets(second) }
+    }
+
     /// Packs what a step needs.
-    pub fn step(&mut self, graph: &Graph, step: &Step) -> Packed {
+    fn step(&mut self, graph: &Graph, step: &Step) -> Packed {
         match step.op {
             Op::Conv2d { weight, ref epilogue, .. } | Op::Linear { weight, ref epilogue } => {
                 self.product(graph, weight, epilogue)

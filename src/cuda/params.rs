@@ -64,6 +64,44 @@ pub struct Conv2d {
     pub epilogue: Epilogue,
 }
 
+/// `stem.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Stem {
+    pub rows: i32,
+    /// H, W, C.
+    pub input: [i32; 3],
+    /// H', W'.
+    pub map: [i32; 2],
+    /// P, Q, K.
+    pub output: [i32; 3],
+    pub pad: i32,
+    pub pitch: i32,
+    pub unused: i32,
+    pub x: u64,
+    pub weight: u64,
+    pub epilogue: Epilogue,
+}
+
+/// `stem_pair.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct StemPair {
+    pub rows: i32,
+    /// H, W, C.
+    pub input: [i32; 3],
+    /// J, K.
+    pub filters: [i32; 2],
+    pub pitch: i32,
+    pub pool: i32,
+    pub x: u64,
+    pub first_weight: u64,
+    pub first_scale: u64,
+    pub first_bias: u64,
+    pub weight: u64,
+    pub epilogue: Epilogue,
+}
+
 /// What `cuTensorMapEncodeTiled` and `cuTensorMapEncodeIm2col` fill.
 pub type TensorMap = [u64; 16];
 

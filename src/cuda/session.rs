@@ -194,8 +194,7 @@ impl CudaSession {
         let wide = fuse::merged(&with_padded_tensors(&graph), &groups);
         let plan = Plan::with_lifetimes(&wide, &lifetimes(&wide, |step| step.reads().collect()));
         let mut packer = Packer::default();
-        let packed: Vec<Packed> =
-            groups.iter().map(|g| packer.step(&graph, &graph.steps[g.first])).collect();
+        let packed: Vec<Packed> = groups.iter().map(|g| packer.group(&graph, g)).collect();
         gpu.bind()?;
         let streams = Streams::new(&gpu)?;
         let parameters = Buffer::new(&gpu, packer.bytes.len(), "weights")?;

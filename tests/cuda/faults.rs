@@ -7,7 +7,7 @@
 use super::cases::{self, Case, Numbers};
 use super::record::short;
 use super::report::{Table, verdict};
-use super::{backend, disagreement, stored};
+use super::{backend, disagreement, stems, stored, tiles};
 use histokern::Result;
 use histokern::backend::Backend;
 use histokern::cuda::CudaBackend;
@@ -292,6 +292,71 @@ const FAULTS: &[Fault] = &[
     hopper("last products not waited for", "sm90/roles.cuh", "  wgmma_wait<0>();\n", ""),
     hopper("products not fenced", "sm90/roles.cuh", "    wgmma_fence();\n", ""),
     hopper("wrong parity", "sm90/roles.cuh", "turn.parity ^ 1", "turn.parity"),
+    portable(
+        "pixels beyond the right edge",
+        "stem.cuh",
+        "(u32)z < (u32)w && column",
+        "z >= 0 && column",
+    ),
+    portable("tap not carried into the next row", "stem.cuh", "s -= R;\n      r++;", "s -= R;"),
+    portable(
+        "positions without their stride",
+        "stem.cuh",
+        "m % WIDTH * Pixels::STRIDE",
+        "m % WIDTH",
+    ),
+    portable(
+        "what lies outside the map wins",
+        "stem.cuh",
+        "if ((u32)(to.left + 2 * x + s) >= (u32)to.w) continue;",
+        "",
+    ),
+    portable(
+        "missing barrier before the staged map is pooled",
+        "stem.cu",
+        "  barrier_block();\n  const Pooling",
+        "  const Pooling",
+    ),
+    portable("padding of the pool forgotten", "stem.cu", "top = 2 * p0 - a.pad", "top = 2 * p0"),
+    portable(
+        "padding of the second convolution not zero",
+        "stem_pair.cu",
+        "inside ? pack_halves(v0, v1) : 0",
+        "pack_halves(v0, v1)",
+    ),
+    portable(
+        "missing barrier before the first map is read",
+        "stem_pair.cu",
+        "nobody still reads v.\n  barrier_block();",
+        "nobody still reads v.",
+    ),
+    portable(
+        "first filters not waited for",
+        "stem_pair.cu",
+        "  copy_wait<0>();\n  barrier_block();\n  const FirstMap",
+        "  barrier_block();\n  const FirstMap",
+    ),
+    portable(
+        "swizzle of the map written and read differ",
+        "stem_pair.cu",
+        "map_offset(first[fragment] + r * HALO + s, chunk)",
+        "map_offset(first[fragment] + r * HALO + s, chunk ^ 1)",
+    ),
+    portable(
+        "channels carried into the next tap too late",
+        "stem_pair.cu",
+        "while (chunk >= chunks)",
+        "while (chunk > chunks)",
+    ),
+    portable("table of another channel", "recolour.cu", "p.table + 1536", "p.table + 768"),
+    portable(
+        "no limit at 255",
+        "recolour.cu",
+        "fminf(power_of_two(add_rounded(add_rounded(r[e], g[e]), b[e])), 255.f)",
+        "power_of_two(add_rounded(add_rounded(r[e], g[e]), b[e]))",
+    ),
+    portable("last pixel left as it is", "recolour.cu", "if (i >= (u32)", "if (i + 1 >= (u32)"),
+    portable("one power of a series too few", "recolour.cu", "i32 k = 4;", "i32 k = 3;"),
     hopper(
         "fewer bytes expected than copied",
         "sm90/roles.cuh",
@@ -420,6 +485,15 @@ const FAULTS: &[Fault] = &[
     ),
 ];
 
+/// The cases that can show a fault.
+fn cases_of(fault: Option<&Fault>, numbers: Numbers) -> Result<Vec<Case>> {
+    Ok(match fault.map(|f| f.file) {
+        Some("stem.cuh" | "stem.cu") => stems::stems(numbers),
+        Some("stem_pair.cu") => stems::pairs(numbers),
+        _ => cases::all(numbers)?,
+    })
+}
+
 /// Whether an op may run a kernel of a file; true where any may.
 fn concerns(file: &str, op: &Op) -> bool {
     match file {
@@ -454,9 +528,16 @@ fn on_the_stand_in() -> Option<CudaBackend> {
 }
 
 /// The op cases, alone and inside a network; the first disagreement or fault ends it.
-fn first_finding(on: &dyn Backend, applies: impl Fn(&Case) -> bool) -> Result<Option<String>> {
+fn first_finding(
+    on: &dyn Backend,
+    fault: Option<&Fault>,
+    applies: impl Fn(&Case) -> bool,
+) -> Result<Option<String>> {
+    if fault.is_some_and(|f| f.file == "recolour.cu") {
+        return tiles::recoloured_otherwise(on);
+    }
     for numbers in [Numbers::Integer, Numbers::General] {
-        for case in cases::all(numbers)?.iter().filter(|c| applies(c)) {
+        for case in cases_of(fault, numbers)?.iter().filter(|c| applies(c)) {
             for case in
                 [stored(case), Case { graph: case.graph.clone(), name: case.name.clone(), ..*case }]
             {
@@ -497,7 +578,7 @@ fn with_a_planted_fault() {
         let runs = |f: &Fault| case.graph.steps.iter().any(|s| concerns(f.file, &s.op));
         (!warpgroups || product) && fault.is_none_or(runs)
     };
-    match first_finding(&on, applies) {
+    match first_finding(&on, fault, applies) {
         Ok(None) => {}
         Ok(Some(found)) => panic!("FOUND {found}"),
         Err(error) => panic!("FOUND {error}"),

@@ -5,10 +5,11 @@ use super::{backend, bits, each_case, run};
 use histokern::graph::Op;
 use std::sync::Arc;
 
-/// The case with what lies between its two steps handed back too, so that they stay apart.
-fn apart(case: &Case) -> Case {
+/// The case with what lies between its steps handed back too, so that they stay apart.
+pub fn apart(case: &Case) -> Case {
     let mut graph = (*case.graph).clone();
-    graph.outputs.push(graph.steps[0].output);
+    let between = graph.steps[..graph.steps.len() - 1].iter().map(|step| step.output);
+    graph.outputs.extend(between);
     Case { name: case.name.clone(), graph: Arc::new(graph), rows: case.rows }
 }
 

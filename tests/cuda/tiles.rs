@@ -2,13 +2,13 @@
 //! of Pillow and of the host.
 
 use super::backend;
-use histokern::Kind;
 use histokern::backend::check::run_once;
 use histokern::backend::{Axis, Backend, Input, Preparation, Session, TileStep};
 use histokern::graph::{Graph, Op, Shape};
 use histokern::image::{FilterTable, Resampler};
 use histokern::recipe::{Interpolation, MacenkoStain, ReinhardStain, Stain};
 use histokern::stain::StainNormalizer;
+use histokern::{Kind, Result};
 use std::sync::Arc;
 
 /// A network that hands its pixels back, as numbers.
@@ -46,22 +46,46 @@ fn picture(w: usize, h: usize, seed: u64) -> Vec<u8> {
 /// Runs batches of tiles through a session and holds each to what the network says of `want`.
 fn agree(how: Preparation, tiles: &[Vec<u8>], want: &[Vec<u8>], what: &str) {
     let Some(backend) = backend() else { return };
+    assert_eq!(difference(&backend, how, tiles, want).unwrap(), None, "{what}");
+}
+
+/// What differs, in words.
+fn difference(
+    backend: &dyn Backend,
+    how: Preparation,
+    tiles: &[Vec<u8>],
+    want: &[Vec<u8>],
+) -> Result<Option<String>> {
     let graph = identity(how.made());
     let how = Arc::new(how);
-    let mut session = backend.prepare(graph.clone(), tiles.len()).unwrap();
+    let mut session = backend.prepare(graph.clone(), tiles.len())?;
     let on = session.overlapped().unwrap();
-    assert!(on.accept_tiles(how.most_pixels()).unwrap());
+    assert!(on.accept_tiles(how.most_pixels())?);
     for rows in [tiles.len(), 1, 2] {
         let input = want[..rows].concat();
-        let want = run_once(&backend, &graph, rows, &[Input::Pixels(&input)]).unwrap().remove(0);
-        let mut memory = on.lend(tiles.len() * tiles[0].len()).unwrap();
+        let want = run_once(backend, &graph, rows, &[Input::Pixels(&input)])?.remove(0);
+        let mut memory = on.lend(tiles.len() * tiles[0].len())?;
         memory[..rows * tiles[0].len()].copy_from_slice(&tiles[..rows].concat());
-        on.submit_tiles(rows, memory, &how).unwrap();
+        on.submit_tiles(rows, memory, &how)?;
         let mut got = vec![f32::NAN; want.len()];
-        on.collect(&mut [&mut got]).unwrap();
+        on.collect(&mut [&mut got])?;
         let wrong = got.iter().zip(&want).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        assert_eq!(wrong, 0, "{what}, {rows} tiles: {wrong} of {} bytes", want.len());
+        if wrong > 0 {
+            return Ok(Some(format!("{rows} tiles: {wrong} of {} bytes", want.len())));
+        }
     }
+    Ok(None)
+}
+
+/// What a stain alone makes otherwise than the host, in words.
+pub fn recoloured_otherwise(on: &dyn Backend) -> Result<Option<String>> {
+    let side = 16;
+    let (tile, stain) = (picture(side, side, 4), macenko(0));
+    let mut want = tile.clone();
+    stain.apply(&mut want);
+    let recolour = TileStep::Recolour { exponents: stain.exponents().unwrap() };
+    let how = Preparation::new([side; 2], vec![recolour])?;
+    difference(on, how, &[tile.clone(), tile], &[want.clone(), want])
 }
 
 #[test]
