@@ -7,6 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use histokern::backend::Backend;
 use histokern::cpu::CpuBackend;
 use histokern::image::Resampler;
+use histokern::image::resample::Isa;
 use histokern::pipeline::{self, Engine, Finished, Job, Options, Parts, Sink};
 use histokern::recipe::Interpolation;
 use histokern::slide::synthetic::layout::{self, Pyramid};
@@ -131,16 +132,16 @@ fn jpeg(c: &mut Criterion) {
 
 fn resample(c: &mut Criterion) {
     let mut group = c.benchmark_group("resample");
-    for (from, to) in [(256usize, 224usize), (512, 256)] {
+    let filters = [("bilinear", Interpolation::Bilinear), ("bicubic", Interpolation::Bicubic)];
+    for (from, to) in [(256usize, 224usize), (512, 224), (512, 256)] {
         let source: Vec<u8> = (0..from * from * 3).map(|i| (i * 37 % 251) as u8).collect();
         let mut out = vec![0; to * to * 3];
         group.throughput(Throughput::Elements((from * from) as u64));
-        for (name, filter) in
-            [("bilinear", Interpolation::Bilinear), ("bicubic", Interpolation::Bicubic)]
-        {
-            let resampler = Resampler::new(from, from, to, to, filter).unwrap();
+        for ((name, filter), isa) in filters.iter().flat_map(|f| Isa::ALL.map(|isa| (f, isa))) {
+            let resampler = Resampler::new(from, from, to, to, *filter).unwrap();
+            let Ok(resampler) = resampler.with_isa(isa) else { continue };
             let mut scratch = Vec::new();
-            group.bench_function(BenchmarkId::new(name, format!("{from}-{to}")), |b| {
+            group.bench_function(BenchmarkId::new(*name, format!("{from}-{to}-{isa}")), |b| {
                 b.iter(|| resampler.run(black_box(&source), &mut out, &mut scratch));
             });
         }

@@ -47,6 +47,7 @@ const UNSAFE: &[&str] = &[
     "src/cpu/",
     "src/cuda/",
     "src/weights/",
+    "src/image/resample/simd.rs",
     "src/slide/source.rs",
     "src/slide/codec/jpeg/simd.rs",
 ];

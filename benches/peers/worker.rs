@@ -17,6 +17,7 @@ use histokern::cpu::CpuBackend;
 use histokern::error::{Context, Error, Result};
 use histokern::graph::Graph;
 use histokern::image::Resampler;
+use histokern::image::resample::Isa;
 use histokern::models;
 use histokern::recipe::{ClamTissue, Interpolation};
 use histokern::slide::{OpenOptions, Region, Scratch, Slide, TileIndex};
@@ -72,7 +73,10 @@ fn serve(args: &[&str]) -> Result<()> {
                 "bicubic" => Interpolation::Bicubic,
                 _ => Interpolation::Bilinear,
             };
+            let named = std::env::var("HISTOKERN_CPU").unwrap_or_default();
+            let isa = Isa::ALL.into_iter().find(|isa| isa.to_string() == named);
             let resampler = Resampler::new(from, from, to, to, filter)?;
+            let resampler = resampler.with_isa(isa.unwrap_or(Isa::detect()))?;
             let (source, out) = (bytes(pixels)?, vec![0; to * to * 3]);
             Box::new(Resample { resampler, source, out, scratch: Vec::new() })
         }
