@@ -6,7 +6,7 @@ use super::backend;
 use super::cases::{Case, Numbers, Values};
 use histokern::Kind;
 use histokern::backend::check::run_once;
-use histokern::backend::{Backend, HostMemory, Input, Overlapped, Several, prepare_fitting};
+use histokern::backend::{Backend, Batch, HostMemory, Input, Overlapped, Several, prepare_fitting};
 use histokern::cuda::compile::{Compiler, SOURCES};
 use histokern::cuda::{CudaBackend, Tuning};
 use histokern::graph::{Epilogue, Graph, Op, Shape, Window};
@@ -51,7 +51,7 @@ fn feed(overlapped: &mut dyn Overlapped, case: &Case, want: &[f32], batches: &[(
             let Some(&(first, rows)) = left.next() else { break };
             memory.fill(0xAB);
             memory[..rows * 189].copy_from_slice(&pixels(case, first, rows));
-            overlapped.submit(rows, memory).unwrap();
+            overlapped.submit(Batch::new(rows, memory)).unwrap();
             under_way.push((first, rows));
         } else {
             free.push(collect(overlapped, want, under_way.remove(0)));
@@ -84,7 +84,7 @@ fn overlapped_batches_have_the_bits_of_single_ones() {
     let on = session.overlapped().unwrap();
     feed(on, &case, &want, BATCHES);
     let memory = on.lend(4 * 189).unwrap();
-    on.submit(4, memory).unwrap();
+    on.submit(Batch::new(4, memory)).unwrap();
     drop(session);
 }
 
@@ -101,13 +101,13 @@ fn lanes_refuse_what_they_cannot_do() {
     };
     let mut out = vec![0f32; WIDTH];
     usage(on.collect(&mut [&mut out]).err().unwrap(), "no batch");
-    usage(on.submit(3, memory(3 * 189)).unwrap_err(), "room for 2");
-    usage(on.submit(2, memory(189)).unwrap_err(), "189 bytes");
-    usage(on.submit(0, memory(189)).unwrap_err(), "0 rows");
+    usage(on.submit(Batch::new(3, memory(3 * 189))).unwrap_err(), "room for 2");
+    usage(on.submit(Batch::new(2, memory(189))).unwrap_err(), "189 bytes");
+    usage(on.submit(Batch::new(0, memory(189))).unwrap_err(), "0 rows");
     for _ in 0..on.lanes() {
-        on.submit(1, memory(189)).unwrap();
+        on.submit(Batch::new(1, memory(189))).unwrap();
     }
-    usage(on.submit(1, memory(189)).unwrap_err(), "every lane");
+    usage(on.submit(Batch::new(1, memory(189))).unwrap_err(), "every lane");
     usage(on.collect(&mut [&mut out[1..]]).err().unwrap(), "another size");
     let one = pixels(&case, 0, 1);
     let error = session.run(1, &[Input::Pixels(&one)], &mut [&mut out]).unwrap_err();

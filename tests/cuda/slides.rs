@@ -79,7 +79,7 @@ struct Features(Vec<(Vec<usize>, Vec<f32>)>);
 
 impl Sink for Features {
     fn finished(&mut self, _: &mut Engine, _: &Job, slide: Finished) -> Result<()> {
-        self.0.push((slide.tiles, slide.features));
+        self.0.push((slide.tiles, slide.features.read()?.into_owned()));
         Ok(())
     }
 
