@@ -4,10 +4,14 @@
 //! PTX on the CPU, and say so when there is none. One line per case goes to
 //! `target/report/ops-<architecture>.txt`.
 
+#[path = "common/demo.rs"]
+mod demo;
 #[path = "cuda/faults.rs"]
 mod faults;
 #[path = "cuda/fusions.rs"]
 mod fusions;
+#[path = "cuda/kept.rs"]
+mod kept;
 #[path = "cuda/record.rs"]
 mod record;
 #[path = "common/report.rs"]

@@ -88,7 +88,7 @@ fn the_extremes_of_attention_are_pooled_as_in_pytorch() {
             heads::build(&head("clam-sb-nn-pool", ""), Some(24), &weights(&stored, case)).unwrap();
         let mut session = HeadSession::new(built, &cpu).unwrap();
         let features = numbers(&stored, &format!("{case}:features"));
-        let said = session.run(features.len() / 24, &features, &[]).unwrap();
+        let said = session.run(features.len() / 24, &features[..].into(), &[]).unwrap();
         for (name, got) in [("logits", &said.prediction.logits), ("scores", &said.scores)] {
             let (error, _) = compare(got, &numbers(&stored, &format!("{case}:{name}")));
             assert!(error <= 1e-3, "{case} {name}: {error:.2e}");
@@ -101,7 +101,7 @@ fn the_extremes_of_attention_are_pooled_as_in_pytorch() {
     let alone = run_once(&cpu, &single.unwrap().graph, 1, &[Input::Values(&features[..24])]);
     let whole =
         heads::build(&head("clam-sb-nn-pool", ""), Some(24), &weights(&stored, "nn_200")).unwrap();
-    let said = HeadSession::new(whole, &cpu).unwrap().run(1, &features[..24], &[]).unwrap();
+    let said = HeadSession::new(whole, &cpu).unwrap().run(1, &features[..24].into(), &[]).unwrap();
     let (error, _) = compare(&alone.unwrap()[0], &said.prediction.logits);
     assert!(error <= 1e-3, "{error:.2e}");
 }

@@ -3,7 +3,7 @@
 
 use super::cases::{Case, Numbers, Values};
 use super::check::{Deviation, run_once};
-use super::{Backend, Session};
+use super::{Backend, Batch, Session};
 use crate::error::Result;
 use crate::graph::reference::{self, Rounding};
 use crate::graph::{Epilogue, Graph, Op, Shape};
@@ -246,7 +246,7 @@ impl Stopwatch {
         while back < batches {
             match free.pop().filter(|_| given < batches) {
                 Some(memory) => {
-                    session.submit(self.rows, memory)?;
+                    session.submit(Batch::new(self.rows, memory))?;
                     given += 1;
                 }
                 None => {

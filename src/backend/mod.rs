@@ -10,7 +10,7 @@ mod several;
 pub mod suite;
 mod tiles;
 
-pub use crate::graph::Input;
+pub use crate::graph::{Input, Kept};
 pub use oracle::Oracle;
 pub use precision::Precision;
 pub use several::Several;
@@ -87,6 +87,27 @@ pub trait Session: Send {
 /// Host memory for the pixels of a batch.
 pub type HostMemory = Box<dyn DerefMut<Target = [u8]> + Send>;
 
+/// What is done in one go by a session that overlaps batches.
+pub struct Batch {
+    /// B.
+    pub rows: usize,
+    /// Tiles `[rows, H, W, 3]` at its front; the memory comes back with the results.
+    pub pixels: HostMemory,
+    /// What the machine makes the network's input by, with the bytes that the host would make; none
+    /// for tiles that are that input.
+    pub how: Option<Arc<Preparation>>,
+    /// Where the results stay, made by [`Overlapped::keep`] of the same session, and the first of the
+    /// rows that are theirs; none if the host gets them.
+    pub into: Option<(Arc<dyn Kept>, usize)>,
+}
+
+impl Batch {
+    /// The network's own input, its results for the host.
+    pub fn new(rows: usize, pixels: HostMemory) -> Batch {
+        Batch { rows, pixels, how: None, into: None }
+    }
+}
+
 /// A session that works on several batches at once: one is copied in while another is computed and
 /// the results of a third are copied out. The bits are those of [`Session::run`].
 pub trait Overlapped {
@@ -100,12 +121,12 @@ pub trait Overlapped {
     /// [`crate::Kind::Device`] when there is none left.
     fn lend(&mut self, bytes: usize) -> Result<HostMemory>;
 
-    /// Starts a batch whose pixels `[rows, H, W, 3]` stand at the front of `pixels`, and keeps that
-    /// memory until the batch is collected.
+    /// Starts a batch, and has its host memory until it is collected.
     ///
     /// # Errors
-    /// As [`Session::run`]; [`crate::Kind::Usage`] when every lane is taken.
-    fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()>;
+    /// As [`Session::run`]; [`crate::Kind::Usage`] when every lane is taken, or for tiles or a place
+    /// that this machine did not make room for.
+    fn submit(&mut self, batch: Batch) -> Result<()>;
 
     /// Makes room for batches of tiles of up to `pixels` pixels each that the machine makes into the
     /// network's input by itself, in place of the room made before. `false` when it does not do that
@@ -117,22 +138,17 @@ pub trait Overlapped {
         Ok(false)
     }
 
-    /// As [`Overlapped::submit`], with tiles `[rows, H, W, 3]` that `how` makes into the network's
-    /// input first: with the bytes that the host would make of them.
+    /// Makes room for `rows` rows of results, `[rows, C]` of the only output, that stay on the
+    /// machine for other sessions of its backend to read. None when it does not do that.
     ///
     /// # Errors
-    /// As [`Overlapped::submit`]; [`crate::Kind::Usage`] when there is no room for such tiles.
-    fn submit_tiles(
-        &mut self,
-        _rows: usize,
-        _tiles: HostMemory,
-        _how: &Arc<Preparation>,
-    ) -> Result<()> {
-        Err(Error::usage("this machine takes nothing but the network's own input"))
+    /// [`crate::Kind::Limit`] when there is no room to spare: then they go over the host.
+    fn keep(&mut self, _rows: usize) -> Result<Option<Arc<dyn Kept>>> {
+        Ok(None)
     }
 
-    /// Waits for the oldest batch, fills `outputs` as [`Session::run`] does and gives the memory of
-    /// the pixels back.
+    /// Waits for the oldest batch, fills `outputs` as [`Session::run`] does, none if its results stay
+    /// where they are, and gives the memory of the pixels back.
     ///
     /// # Errors
     /// As [`Session::run`]; [`crate::Kind::Usage`] when no batch is under way.

@@ -1,6 +1,6 @@
 //! Several machines as one: every batch goes to one of them, and results come back in order.
 
-use super::{Backend, HostMemory, Input, Overlapped, Preparation, Session};
+use super::{Backend, Batch, HostMemory, Input, Overlapped, Session};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Shape};
 use std::collections::VecDeque;
@@ -72,18 +72,6 @@ struct Spread {
     order: VecDeque<usize>,
 }
 
-impl Spread {
-    /// Gives a batch to the member with the fewest under way.
-    fn give(&mut self, submit: impl FnOnce(&mut dyn Overlapped) -> Result<()>) -> Result<()> {
-        let free = (0..self.members.len()).min_by_key(|&i| self.members[i].under_way).unwrap_or(0);
-        let member = &mut self.members[free];
-        submit(member.overlapped()?)?;
-        member.under_way += 1;
-        self.order.push_back(free);
-        Ok(())
-    }
-}
-
 impl Session for Spread {
     fn max_rows(&self) -> usize {
         self.members.iter().map(|m| m.session.max_rows()).min().unwrap_or(0)
@@ -126,8 +114,14 @@ impl Overlapped for Spread {
         self.members[0].overlapped()?.lend(bytes)
     }
 
-    fn submit(&mut self, rows: usize, pixels: HostMemory) -> Result<()> {
-        self.give(|member| member.submit(rows, pixels))
+    /// To the member with the fewest under way.
+    fn submit(&mut self, batch: Batch) -> Result<()> {
+        let free = (0..self.members.len()).min_by_key(|&i| self.members[i].under_way).unwrap_or(0);
+        let member = &mut self.members[free];
+        member.overlapped()?.submit(batch)?;
+        member.under_way += 1;
+        self.order.push_back(free);
+        Ok(())
     }
 
     fn accept_tiles(&mut self, pixels: usize) -> Result<bool> {
@@ -136,15 +130,6 @@ impl Overlapped for Spread {
             all &= member.overlapped()?.accept_tiles(pixels)?;
         }
         Ok(all)
-    }
-
-    fn submit_tiles(
-        &mut self,
-        rows: usize,
-        tiles: HostMemory,
-        how: &Arc<Preparation>,
-    ) -> Result<()> {
-        self.give(|member| member.submit_tiles(rows, tiles, how))
     }
 
     fn collect(&mut self, outputs: &mut [&mut [f32]]) -> Result<HostMemory> {

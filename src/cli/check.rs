@@ -165,10 +165,10 @@ struct Answer {
 }
 
 impl Sink for Answer {
-    fn finished(&mut self, engine: &mut Engine, _job: &Job, slide: Finished) -> Result<()> {
+    fn finished(&mut self, engine: &mut Engine, _job: &Job, mut slide: Finished) -> Result<()> {
         self.tiles = slide.tiles.len();
-        self.heads = predict(engine, &slide.features, self.tiles, &slide.bags, &[], &())?;
-        self.features = slide.features;
+        self.heads = predict(engine, &mut slide.features, &slide.bags, &[], &())?;
+        self.features = slide.features.read()?.into_owned();
         Ok(())
     }
 

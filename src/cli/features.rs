@@ -163,11 +163,12 @@ impl Writer<'_> {
             level0_height: level0.height.into(),
         };
         let coords: Vec<[i64; 2]> = slide.tiles.iter().map(|&i| grid.origins[i]).collect();
+        let numbers = slide.features.read()?;
         let features = Features {
             slide: &job.name,
             encoder: &encoder_name(engine),
             recipe_id: &engine.package().encoder_id,
-            features: &slide.features,
+            features: &numbers,
             dim: engine.encoder().map_or(0, |e| e.feature_dim),
             coords: &coords,
             geometry: &geometry,
@@ -180,7 +181,7 @@ impl Writer<'_> {
             Format::Trident => h5::write_trident(&files[0], &features),
             Format::Clam => {
                 h5::write_clam(&files[0], &features)?;
-                pt::write(&files[1], &slide.features, features.dim)?;
+                pt::write(&files[1], &numbers, features.dim)?;
                 self.write_clam_coords(job, slide, &coords)
             }
             Format::Stamp => h5::write_stamp(&files[0], &features).map(drop),

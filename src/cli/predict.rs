@@ -11,7 +11,8 @@ use crate::error::{Context, Error, Result};
 use crate::heads::clinical::Table;
 use crate::pipeline::mask::Mask;
 use crate::pipeline::predict::{HeadResult, clinical, predict};
-use crate::pipeline::{self, Engine, Finished, Job, Options, Parts, Sink, bag_list, bags, outputs};
+use crate::pipeline::{self, Engine, Features, Finished, Job, Options, Parts, Sink};
+use crate::pipeline::{bag_list, bags, outputs};
 use crate::recipe::Clinical;
 use crate::report::csv::Status;
 use crate::report::features::{FeatureFile, Unit, read_features};
@@ -432,7 +433,8 @@ impl Predictor<'_> {
         let vectors = self.patients[&job.name].vectors.clone();
         let head_start = Instant::now();
         let progress = self.progress;
-        let heads = predict(engine, &file.features, file.n, &bags, &vectors, progress)?;
+        let mut features = Features::host(file.d, file.features);
+        let heads = predict(engine, &mut features, &bags, &vectors, progress)?;
         result.seconds.head = head_start.elapsed().as_secs_f64();
         result.seconds.hash = (head_start - start).as_secs_f64();
         result.slide.format = format!("features ({:?})", file.layout).to_lowercase();
@@ -529,7 +531,7 @@ impl Predictor<'_> {
 }
 
 impl Sink for Predictor<'_> {
-    fn finished(&mut self, engine: &mut Engine, job: &Job, slide: Finished) -> Result<()> {
+    fn finished(&mut self, engine: &mut Engine, job: &Job, mut slide: Finished) -> Result<()> {
         let mut result = self.blank(engine, job, &slide.prepared.sha256);
         outputs::describe(&mut result, &slide);
         if slide.bags.is_empty() {
@@ -539,9 +541,8 @@ impl Sink for Predictor<'_> {
         }
         let start = Instant::now();
         let vectors = &self.patients[&job.name].vectors;
-        let tiles = slide.tiles.len();
-        let features = &slide.features;
-        let heads = predict(engine, features, tiles, &slide.bags, vectors, self.progress)?;
+        let features = &mut slide.features;
+        let heads = predict(engine, features, &slide.bags, vectors, self.progress)?;
         result.seconds.head = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let dir = self.args.out.join(&job.name);

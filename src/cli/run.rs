@@ -182,7 +182,7 @@ impl Job<'_> {
         }
         let clinical = if head.clinical > 0 { values(file, "clinical")?.1 } else { Vec::new() };
         let (outputs, branches) = (head.outputs, head.branches);
-        let said = HeadSession::new(head, self.backend)?.run(n, &features, &clinical)?;
+        let said = HeadSession::new(head, self.backend)?.run(n, &features[..].into(), &clinical)?;
         Ok(vec![
             Output { name: "logits", shape: vec![outputs], data: said.prediction.logits },
             Output { name: "scores", shape: vec![n, branches], data: said.scores },

@@ -253,7 +253,7 @@ impl CpuSession {
         };
         let on = Machine { kernels: self.kernels, team: &self.team, scratch: &self.scratch };
         for (&id, input) in self.graph.inputs.iter().zip(inputs) {
-            let Input::Values(values) = *input else { continue };
+            let Some(values) = input.values()? else { continue };
             let c = self.graph.shape(id).channels();
             frame.sink(id).fill(&on, [4096, c], |part, _| {
                 let Range { start, end } = part.positions;

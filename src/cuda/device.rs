@@ -144,7 +144,7 @@ impl Gpu {
 
     /// Bytes that may still be allocated, on the device and within the limit; without bound when
     /// the driver does not say.
-    fn free_bytes(&self) -> usize {
+    pub fn free_bytes(&self) -> usize {
         let free = result::mem_get_info().map_or(usize::MAX, |(free, _)| free);
         let left = |limit: usize| limit.saturating_sub(self.allocated.load(Ordering::Relaxed));
         self.memory_limit.map_or(free, |limit| free.min(left(limit)))
@@ -158,7 +158,8 @@ impl Gpu {
         if bytes > self.free_bytes() { Err(self.no_room(bytes, what)) } else { Ok(()) }
     }
 
-    fn no_room(&self, bytes: usize, what: &str) -> Error {
+    /// That something cannot be allocated.
+    pub fn no_room(&self, bytes: usize, what: &str) -> Error {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         let within = self.memory_limit.map(|limit| format!(" of a limit of {:.1} MiB", mib(limit)));
         Error::limit(format!(
@@ -290,6 +291,11 @@ impl Buffer {
         })?;
         gpu.allocated.fetch_add(bytes, Ordering::Relaxed);
         Ok(Buffer { address, bytes, gpu: gpu.clone() })
+    }
+
+    /// The GPU it is on.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
     }
 }
 

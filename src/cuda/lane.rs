@@ -4,6 +4,7 @@
 //! second stream touches, and own their inputs and outputs.
 
 use super::device::{Gpu, Pinned, failed};
+use super::kept::{KeptRows, Place};
 use super::launch::Launch;
 use super::lower::Memory;
 use super::preprocess::{Readied, Room};
@@ -83,6 +84,33 @@ struct Graphed(CudaGraph);
 // SAFETY: a graph may be launched and freed from any thread, one at a time; the lane owns it.
 unsafe impl Send for Graphed {}
 
+/// An input as it is given.
+pub(super) enum Source<'a> {
+    /// Bytes on the host.
+    Host(&'a [u8]),
+    /// Rows on the device.
+    Kept(&'a KeptRows, &'a [usize]),
+}
+
+/// What [`Lane::submit`] is given.
+pub(super) struct Load {
+    pub rows: usize,
+    pub pixels: HostMemory,
+    /// Those of the batch.
+    pub bytes: usize,
+    /// Where tiles go that the lane was readied for; the pixels are the network's input otherwise.
+    pub tiles: Option<u64>,
+    /// Where the results stay, which are those of one output; the host gets them otherwise.
+    pub into: Option<Place>,
+}
+
+/// A batch under way, with everything that must outlive it.
+struct UnderWay {
+    rows: usize,
+    pixels: Option<HostMemory>,
+    into: Option<Place>,
+}
+
 /// A place for one batch.
 pub(super) struct Lane {
     memory: Memory,
@@ -95,8 +123,7 @@ pub(super) struct Lane {
     copied: CudaEvent,
     computed: CudaEvent,
     done: CudaEvent,
-    /// The rows under way, and the pixels if the lane was given them.
-    batch: Option<(usize, Option<HostMemory>)>,
+    batch: Option<UnderWay>,
 }
 
 impl Lane {
@@ -131,14 +158,13 @@ impl Lane {
         streams: &Streams,
         graph: &Graph,
         rows: usize,
-        inputs: impl Iterator<Item = &'i [u8]>,
+        inputs: impl Iterator<Item = Source<'i>>,
     ) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.copy_in(streams, inputs) }?;
         self.compute(&streams.compute, rows)?;
-        self.copy_out(streams, graph, rows)?;
-        self.batch = Some((rows, None));
-        Ok(())
+        self.batch = Some(UnderWay { rows, pixels: None, into: None });
+        self.copy_out(streams, graph)
     }
 
     /// Readies the lane for tiles of a preparation that come at `tiles`; no batch of it is under way.
@@ -160,32 +186,25 @@ impl Lane {
         Ok(())
     }
 
-    /// Starts a batch and keeps its pixels; `bytes` of them are the batch's. They are the network's
-    /// input, or at `tiles` become it by what the lane was readied for.
+    /// Starts a batch and has its pixels until it is finished.
     ///
     /// # Errors
     /// A driver call that failed; the streams must then settle before the lane is dropped.
-    pub fn submit(
-        &mut self,
-        streams: &Streams,
-        graph: &Graph,
-        rows: usize,
-        bytes: usize,
-        pixels: HostMemory,
-        tiles: Option<u64>,
-    ) -> Result<()> {
-        // Kept before anything is queued: what a failing call leaves behind may still be copied.
-        let (_, pixels) = self.batch.insert((rows, Some(pixels)));
-        let Some(pixels) = pixels else { return Ok(()) };
+    pub fn submit(&mut self, streams: &Streams, graph: &Graph, load: Load) -> Result<()> {
+        let Load { rows, pixels, bytes, tiles, into } = load;
+        // Stored before anything is queued: what a failing call leaves behind may still be copied.
+        let batch = self.batch.insert(UnderWay { rows, pixels: Some(pixels), into });
+        let Some(pixels) = &batch.pixels else { return Ok(()) };
         let (at, len) = (pixels.as_ptr(), bytes.min(pixels.len()));
         // SAFETY: the lane owns the memory, which does not move, until the batch is collected.
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         match tiles {
             // SAFETY: as above.
-            None => unsafe { self.copy_in(streams, std::iter::once(bytes)) }?,
+            None => unsafe { self.copy_in(streams, std::iter::once(Source::Host(bytes))) }?,
             Some(address) => {
+                let tiles = std::iter::once((Source::Host(bytes), address));
                 // SAFETY: as above, and the room for tiles was made for at least this many bytes.
-                unsafe { copy_in(streams, &self.copied, std::iter::once((bytes, address))) }?;
+                unsafe { copy_in(streams, &self.copied, tiles) }?;
                 streams.compute.wait(&self.copied).map_err(|e| failed("tiles", e))?;
                 if let Some(readied) = &mut self.readied {
                     // SAFETY: the input and the room for tiles were laid out for this many rows.
@@ -194,7 +213,7 @@ impl Lane {
             }
         }
         self.compute(&streams.compute, rows)?;
-        self.copy_out(streams, graph, rows)
+        self.copy_out(streams, graph)
     }
 
     /// As [`Lane::start`], adding to `seconds` what each step takes; waits for the kernels.
@@ -206,7 +225,7 @@ impl Lane {
         streams: &Streams,
         graph: &Graph,
         rows: usize,
-        inputs: impl Iterator<Item = &'i [u8]>,
+        inputs: impl Iterator<Item = Source<'i>>,
         seconds: &mut [f64],
     ) -> Result<()> {
         let stream = &streams.compute;
@@ -223,8 +242,8 @@ impl Lane {
             times.push(stream.record_event(Some(TIMED)).map_err(fail)?);
             from = end;
         }
-        self.copy_out(streams, graph, rows)?;
-        self.batch = Some((rows, None));
+        self.batch = Some(UnderWay { rows, pixels: None, into: None });
+        self.copy_out(streams, graph)?;
         stream.synchronize().map_err(fail)?;
         for (pair, seconds) in times.windows(2).zip(seconds) {
             *seconds += f64::from(pair[0].elapsed_ms(&pair[1]).map_err(fail)?) * 1e-3;
@@ -232,7 +251,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Waits for the batch, hands its results to `outputs` and gives its pixels back.
+    /// Waits for the batch, hands its results to `outputs`, none if they stay, and gives its pixels
+    /// back.
     pub fn finish(&mut self, outputs: &mut [&mut [f32]]) -> Result<Option<HostMemory>> {
         self.done.synchronize().map_err(|e| failed("the run failed", e))?;
         let base = self.memory.outputs.first().copied().unwrap_or_default();
@@ -240,12 +260,17 @@ impl Lane {
             let bytes = &self.results[(address - base) as usize..][..size_of_val(*output)];
             bytemuck::cast_slice_mut::<f32, u8>(output).copy_from_slice(bytes);
         }
-        Ok(self.batch.take().and_then(|(_, pixels)| pixels))
+        Ok(self.batch.take().and_then(|batch| batch.pixels))
     }
 
     /// Rows of the batch under way.
     pub fn rows(&self) -> Option<usize> {
-        self.batch.as_ref().map(|(rows, _)| *rows)
+        self.batch.as_ref().map(|batch| batch.rows)
+    }
+
+    /// Whether the results of the batch under way stay on the device.
+    pub fn keeps(&self) -> bool {
+        self.batch.as_ref().is_some_and(|batch| batch.into.is_some())
     }
 
     /// # Safety
@@ -253,7 +278,7 @@ impl Lane {
     unsafe fn copy_in<'i>(
         &mut self,
         streams: &Streams,
-        inputs: impl Iterator<Item = &'i [u8]>,
+        inputs: impl Iterator<Item = Source<'i>>,
     ) -> Result<()> {
         let placed = inputs.zip(self.memory.inputs.iter().copied());
         // SAFETY: the layout gives the input this many bytes, and the caller keeps the source.
@@ -284,39 +309,63 @@ impl Lane {
         }
     }
 
-    fn copy_out(&mut self, streams: &Streams, graph: &Graph, rows: usize) -> Result<()> {
+    /// The outputs of the batch: to the host, or to where they stay.
+    fn copy_out(&mut self, streams: &Streams, graph: &Graph) -> Result<()> {
         let fail = |e| failed("output", e);
+        let Some(batch) = &self.batch else { return Ok(()) };
+        let stream = streams.copy_out.cu_stream();
         self.computed.record(&streams.compute).map_err(fail)?;
         streams.copy_out.wait(&self.computed).map_err(fail)?;
         let base = self.memory.outputs.first().copied().unwrap_or_default();
         for (&id, &address) in graph.outputs.iter().zip(&self.memory.outputs) {
-            let bytes = outside_bytes(graph, id, rows);
-            let to = &mut self.results[(address - base) as usize..][..bytes];
-            // SAFETY: the layout gives the output this many bytes on both sides, and the host side
-            // is not touched before `done` has been waited for.
-            unsafe { result::memcpy_dtoh_async(to, address, streams.copy_out.cu_stream()) }
-                .map_err(fail)?;
+            let bytes = outside_bytes(graph, id, batch.rows);
+            let copied = match &batch.into {
+                None => {
+                    let to = &mut self.results[(address - base) as usize..][..bytes];
+                    // SAFETY: the layout gives the output this many bytes on both sides, and the
+                    // host side is not touched before `done` has been waited for.
+                    unsafe { result::memcpy_dtoh_async(to, address, stream) }
+                }
+                Some(to) => {
+                    let bytes = bytes.min(to.bytes);
+                    // SAFETY: as above; the batch has the place until then.
+                    unsafe { result::memcpy_dtod_async(to.address, address, bytes, stream) }
+                }
+            };
+            copied.map_err(fail)?;
         }
         self.done.record(&streams.copy_out).map_err(fail)
     }
 }
 
-/// Copies bytes to their addresses and records when that is done. Whoever used the lane before has been
+/// Copies inputs to their addresses and records when that is done. Whoever used the lane before has been
 /// waited for, so nothing still reads what lies there.
 ///
 /// # Safety
-/// There is room for the bytes, which stay where they are until the batch has been waited for.
+/// There is room for the bytes, which stay where they are until the batch has been waited for. Kept
+/// rows are there.
 unsafe fn copy_in<'i>(
     streams: &Streams,
     copied: &CudaEvent,
-    placed: impl Iterator<Item = (&'i [u8], u64)>,
+    placed: impl Iterator<Item = (Source<'i>, u64)>,
 ) -> Result<()> {
-    for (bytes, address) in placed {
-        // SAFETY: the caller's promise.
-        unsafe { result::memcpy_htod_async(address, bytes, streams.copy_in.cu_stream()) }
-            .map_err(|e| failed("input", e))?;
+    let (stream, fail) = (streams.copy_in.cu_stream(), |e| failed("input", e));
+    for (source, mut to) in placed {
+        match source {
+            // SAFETY: the caller's promise.
+            Source::Host(bytes) => {
+                unsafe { result::memcpy_htod_async(to, bytes, stream) }.map_err(fail)?
+            }
+            Source::Kept(from, rows) => {
+                for (from, bytes) in from.pieces(rows) {
+                    // SAFETY: as above.
+                    unsafe { result::memcpy_dtod_async(to, from, bytes, stream) }.map_err(fail)?;
+                    to += bytes as u64;
+                }
+            }
+        }
     }
-    copied.record(&streams.copy_in).map_err(|e| failed("input", e))
+    copied.record(&streams.copy_in).map_err(fail)
 }
 
 /// Bytes of a graph input or output of `rows` rows as the caller holds it: u8 pixels, else f32.

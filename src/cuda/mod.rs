@@ -7,6 +7,7 @@ pub mod compile;
 mod device;
 pub mod embedded;
 mod fuse;
+mod kept;
 pub mod kernels;
 mod lane;
 mod launch;

@@ -5,8 +5,9 @@ mod overlap;
 use super::compile::Compiler;
 use super::device::{Buffer, Gpu, failed};
 use super::fuse::{self, Group};
+use super::kept::KeptRows;
 use super::kernels::{Arch, Tile};
-use super::lane::{Lane, Program, Streams, outside_bytes};
+use super::lane::{Lane, Program, Source, Streams, outside_bytes};
 use super::lower::{Lowering, Memory};
 use super::pack::{Packed, Packer, with_padded_tensors};
 use super::preprocess::Room;
@@ -356,17 +357,19 @@ impl CudaSession {
         self.check(rows, true)?;
         let Some(arena) = self.arena.as_mut().filter(|_| rows > 0) else { return Ok(()) };
         self.gpu.bind()?;
-        let bytes = inputs.iter().map(|input| match *input {
-            Input::Pixels(v) => v,
-            Input::Values(v) => bytemuck::cast_slice(v),
+        let sources = inputs.iter().map(|input| match *input {
+            Input::Pixels(v) => Ok(Source::Host(v)),
+            Input::Values(v) => Ok(Source::Host(bytemuck::cast_slice(v))),
+            Input::Kept(from, rows) => Ok(Source::Kept(KeptRows::of(from, &self.gpu)?, rows)),
         });
+        let sources = sources.collect::<Result<Vec<_>>>()?.into_iter();
         let (lane, graph, streams) = (&mut arena.lanes[0], &self.graph, &self.streams);
         let started = match seconds {
             // SAFETY: the sizes were checked, and the caller's slices are borrowed until this
             // returns; after an error the streams settle first.
-            None => unsafe { lane.start(streams, graph, rows, bytes) },
+            None => unsafe { lane.start(streams, graph, rows, sources) },
             // SAFETY: as above.
-            Some(s) => unsafe { lane.start_timed(streams, graph, rows, bytes, s) },
+            Some(s) => unsafe { lane.start_timed(streams, graph, rows, sources, s) },
         };
         let finished = started.and_then(|()| lane.finish(outputs).map(drop));
         let finished = finished

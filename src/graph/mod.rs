@@ -20,7 +20,7 @@ pub mod reference;
 mod run;
 
 pub use op::{Act, Dense, Epilogue, Interpolation, Op, Reduce, Step, Taps, Window};
-pub use run::{Input, check_run};
+pub use run::{Input, Kept, check_run};
 
 use crate::error::{Error, Result};
 use half::f16;

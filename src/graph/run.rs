@@ -2,6 +2,26 @@
 
 use super::{Graph, Shape};
 use crate::error::{Error, Result};
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+/// Rows of numbers `[N, C]` in f32 that a machine made and holds until somebody asks for them.
+pub trait Kept: Any + Debug + Send + Sync {
+    /// N there is room for.
+    fn rows(&self) -> usize;
+
+    /// C.
+    fn width(&self) -> usize;
+
+    /// Copies rows to the host, `[rows, C]` in the order asked for. What they hold is defined once
+    /// the batches that make them were collected.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Usage`] for a row that is not there or numbers of another length,
+    /// [`crate::Kind::Device`] when the machine fails.
+    fn read(&self, rows: &[usize], numbers: &mut [f32]) -> Result<()>;
+}
 
 /// One input of a run.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +31,26 @@ pub enum Input<'a> {
     /// Row-major f32 for any other input, `[rows, ..shape]`, or `[..shape]` for a bag. Rounded to
     /// FP16 before use, as every activation is.
     Values(&'a [f32]),
+    /// As [`Input::Values`], rows that a machine holds, in this order.
+    Kept(&'a dyn Kept, &'a [usize]),
+}
+
+impl<'a> Input<'a> {
+    /// The f32 numbers, on the host; none of pixels.
+    ///
+    /// # Errors
+    /// As [`Kept::read`].
+    pub fn values(&self) -> Result<Option<Cow<'a, [f32]>>> {
+        Ok(match *self {
+            Input::Pixels(_) => None,
+            Input::Values(values) => Some(Cow::Borrowed(values)),
+            Input::Kept(from, rows) => {
+                let mut values = vec![0.0; rows.len() * from.width()];
+                from.read(rows, &mut values)?;
+                Some(Cow::Owned(values))
+            }
+        })
+    }
 }
 
 /// Checks the arguments of a run against its graph, for the reference and every backend alike.
@@ -43,6 +83,12 @@ pub fn check_run(
         let (given, pixels) = match input {
             Input::Pixels(v) => (v.len(), true),
             Input::Values(v) => (v.len(), false),
+            Input::Kept(from, rows) => {
+                if let Some(row) = rows.iter().find(|&&row| row >= from.rows()) {
+                    return fail(format!("input {i}: row {row} of {}", from.rows()));
+                }
+                (rows.len() * from.width(), false)
+            }
         };
         if pixels != matches!(shape, Shape::Pixels { .. }) {
             return fail(format!("input {i} is {shape:?}, given the other kind of numbers"));

@@ -2,7 +2,7 @@
 //! `{"id": patient, "label": .., "patch_paths": [ten paths]}`. A patient has one or more bags.
 
 use super::decode::encoder_input;
-use super::{Engine, Observer, images, predict};
+use super::{Engine, Features, Observer, images, predict};
 use crate::error::{Context, Error, Kind, Result};
 use crate::recipe::Input;
 use crate::slide::{OpenOptions, Region, Slide};
@@ -80,7 +80,7 @@ fn parse(text: &str) -> Result<Vec<Patient>> {
 /// A patient's encoded images.
 pub struct Encoded {
     /// `[images, D]`, in the order of the bags.
-    pub features: Vec<f32>,
+    pub features: Features,
     /// Rows of `features` per bag.
     pub bags: Vec<Vec<usize>>,
 }
@@ -96,7 +96,7 @@ pub fn encode(engine: &mut Engine, patient: &Patient, images: &Path) -> Result<E
         return Err(Error::usage(what));
     }
     let width = engine.feature_dim();
-    let mut encoded = Encoded { features: Vec::new(), bags: Vec::new() };
+    let (mut features, mut bags) = (Vec::new(), Vec::with_capacity(patient.bags.len()));
     for paths in &patient.bags {
         if let Some(bag) = engine.recipe().bag.as_ref().filter(|b| b.size != paths.len()) {
             return Err(Error::new(
@@ -104,20 +104,20 @@ pub fn encode(engine: &mut Engine, patient: &Patient, images: &Path) -> Result<E
                 format!("a bag of {} images, the recipe's are of {}", paths.len(), bag.size),
             ));
         }
-        let first = encoded.features.len() / width.max(1);
+        let first = features.len() / width.max(1);
         for batch in paths.chunks(engine.batch()) {
             let mut pixels = Vec::new();
             for path in batch {
                 let path = images.join(path);
                 pixels.extend(load(&path, engine).context(|| path.display().to_string())?);
             }
-            let from = encoded.features.len();
-            encoded.features.resize(from + batch.len() * width, 0.0);
-            engine.encode(batch.len(), &pixels, &mut encoded.features[from..])?;
+            let from = features.len();
+            features.resize(from + batch.len() * width, 0.0);
+            engine.encode(batch.len(), &pixels, &mut features[from..])?;
         }
-        encoded.bags.push((first..first + paths.len()).collect());
+        bags.push((first..first + paths.len()).collect());
     }
-    Ok(encoded)
+    Ok(Encoded { features: Features::host(width, features), bags })
 }
 
 /// One picture from disk as the encoder takes it.
@@ -146,11 +146,9 @@ pub fn predict_patient(
     clinical: &[Vec<f32>],
     observer: &dyn Observer,
 ) -> Result<(Encoded, Vec<predict::HeadResult>)> {
-    let encoded = encode(engine, patient, images)?;
-    let tiles = encoded.bags.iter().map(Vec::len).sum();
-    let heads =
-        predict::predict(engine, &encoded.features, tiles, &encoded.bags, clinical, observer)?;
-    Ok((encoded, heads))
+    let Encoded { mut features, bags } = encode(engine, patient, images)?;
+    let heads = predict::predict(engine, &mut features, &bags, clinical, observer)?;
+    Ok((Encoded { features, bags }, heads))
 }
 
 #[cfg(test)]

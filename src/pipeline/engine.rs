@@ -3,16 +3,17 @@
 
 use super::decode::Slot;
 use super::ensemble;
+use super::features::{Features, Rows};
 use super::gate::Gate;
 use super::head::{BagPrediction, HeadSession};
-use crate::backend::{self, Backend, HostMemory, Input, Precision, Session};
-use crate::error::{Context, Error, Result};
+use crate::backend::{self, Backend, Batch, HostMemory, Input, Kept, Precision, Session};
+use crate::error::{Context, Error, Kind, Result};
 use crate::heads::{self, Head};
 use crate::models::{self, Encoder};
 use crate::recipe::{BnMode, Recipe};
 use crate::weights::Package;
-use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Heads that keep the memory of their last bag; more give it back, so that hundreds of heads need
 /// that of one.
@@ -30,6 +31,8 @@ pub struct Engine {
     /// Pixels of a tile that the encoder's session makes into its input by itself; 0 for none.
     tile_pixels: usize,
     notes: Vec<String>,
+    /// Whether features stay on the device for the heads.
+    keeps: bool,
     /// The batch given to an encoder that works on one batch at a time: it runs when collected.
     waiting: Option<(usize, HostMemory)>,
 }
@@ -108,6 +111,7 @@ impl Engine {
             batch: whole.unwrap_or(batch.max(1)),
             tile_pixels: 0,
             notes: Vec::new(),
+            keeps: parts == Parts::All && whole.is_none(),
             waiting: None,
         };
         for package in packages {
@@ -290,18 +294,40 @@ impl Engine {
         Ok(Slot::new(memory, batch))
     }
 
-    /// Starts to encode the tiles of a slot; fewer than [`Engine::lanes`] batches are under way.
+    /// Where the features of a slide of up to `tiles` tiles go: they stay on the device if it keeps
+    /// them, one encoder makes them and heads read them. The text says why there is no room for that.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Device`] when the device fails.
+    pub fn features(&mut self, tiles: usize) -> Result<(Features, Option<String>)> {
+        let width = self.feature_dim();
+        let host = || Features::host(width, Vec::new());
+        let [(_, session)] = &mut self.encoders[..] else { return Ok((host(), None)) };
+        let overlapped = session.overlapped().filter(|_| self.keeps && tiles > 0);
+        match overlapped.map_or(Ok(None), |overlapped| overlapped.keep(tiles)) {
+            Ok(kept) => Ok((kept.map_or_else(host, Features::kept), None)),
+            Err(error) if error.kind() == Kind::Limit => {
+                Ok((host(), Some(format!("features go over the host: {error}"))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Features go over the host from now on, so that heads have the memory of the device.
+    pub fn keep_no_more(&mut self) {
+        self.keeps = false;
+    }
+
+    /// Starts to encode the tiles of a slot; fewer than [`Engine::lanes`] batches are under way. The
+    /// features stay at `into`, from that row on, or else wait to be collected.
     ///
     /// # Errors
     /// As [`Engine::encode`].
-    pub fn submit(&mut self, slot: Slot) -> Result<()> {
+    pub fn submit(&mut self, slot: Slot, into: Option<(Arc<dyn Kept>, usize)>) -> Result<()> {
         let (rows, how) = (slot.tiles.len(), slot.how.clone());
         let pixels = slot.into_pixels();
         if let Some(overlapped) = self.first_session()?.1.overlapped() {
-            return match how {
-                None => overlapped.submit(rows, pixels),
-                Some(how) => overlapped.submit_tiles(rows, pixels, &how),
-            };
+            return overlapped.submit(Batch { rows, pixels, how, into });
         }
         match self.waiting.replace((rows, pixels)) {
             None => Ok(()),
@@ -309,14 +335,18 @@ impl Engine {
         }
     }
 
-    /// Waits for the oldest batch: its `[rows, D]` features and its memory as a free slot. The
-    /// encoders of further members work on that memory now.
+    /// Waits for the oldest batch: its `[rows, D]` features, if they do not stay where they are, and
+    /// its memory as a free slot. The encoders of further members work on that memory now.
     ///
     /// # Errors
     /// As [`Engine::encode`].
-    pub fn collect(&mut self, features: &mut [f32]) -> Result<Slot> {
+    pub fn collect(&mut self, features: Option<&mut [f32]>) -> Result<Slot> {
         let batch = self.batch;
-        self.collect_memory(features).map(|memory| Slot::new(memory, batch))
+        let memory = match (features, self.first_session()?.1.overlapped()) {
+            (None, Some(overlapped)) => overlapped.collect(&mut []),
+            (features, _) => self.collect_memory(features.unwrap_or_default()),
+        };
+        memory.map(|memory| Slot::new(memory, batch))
     }
 
     fn collect_memory(&mut self, features: &mut [f32]) -> Result<HostMemory> {
@@ -342,17 +372,15 @@ impl Engine {
         Ok(pixels)
     }
 
-    /// What the encoder of one member made of `[n, D]` features. Features made elsewhere are
-    /// everybody's.
-    pub fn features_of<'f>(&self, member: usize, n: usize, features: &'f [f32]) -> Cow<'f, [f32]> {
-        let (width, at) = (self.feature_dim(), self.members[member].encoder);
-        if self.encoders.len() < 2 || features.len() != n * width {
-            return Cow::Borrowed(features);
+    /// What the encoder of one member made of the features, if not all of them. Features made
+    /// elsewhere are everybody's.
+    pub fn features_of(&self, member: usize, features: &Features) -> Option<Features> {
+        let at = self.members[member].encoder;
+        if self.encoders.len() < 2 || features.width() != self.feature_dim() {
+            return None;
         }
         let column: usize = self.encoders[..at].iter().map(|(e, _)| e.feature_dim).sum();
-        let own = self.encoders[at].0.feature_dim;
-        let rows = features.chunks_exact(width).flat_map(|row| &row[column..][..own]);
-        Cow::Owned(rows.copied().collect())
+        features.columns(column, self.encoders[at].0.feature_dim)
     }
 
     /// Runs every head of one member on one bag of `[n, D]` features of its encoder. `clinical` holds
@@ -364,7 +392,7 @@ impl Engine {
         &mut self,
         member: usize,
         n: usize,
-        features: &[f32],
+        features: &Rows<'_>,
         clinical: &[Vec<f32>],
         done: &mut dyn FnMut(),
     ) -> Result<Vec<BagPrediction>> {

@@ -1,7 +1,7 @@
 //! Looking at one slide more closely than a prediction needs: overlapping tiles, and every head on
 //! every tile alone.
 
-use super::{Engine, Finished, Job, Observer, Options, Sink, queue};
+use super::{Engine, Features, Finished, Job, Observer, Options, Sink, queue};
 use crate::backend::{Backend, Input};
 use crate::error::{Error, Result};
 use crate::heads;
@@ -51,7 +51,7 @@ impl Sink for Keep {
 /// # Errors
 /// As [`Engine::predict`]; [`crate::Kind::Usage`] for a head without attention or with clinical
 /// values, whose scores would need them.
-pub fn attention(engine: &mut Engine, head: usize, features: &[f32], n: usize) -> Result<Vec<f32>> {
+pub fn attention(engine: &mut Engine, head: usize, features: &Features) -> Result<Vec<f32>> {
     let Some(of) = engine.heads().nth(head) else {
         return Err(Error::usage(format!("no head number {head}")));
     };
@@ -60,7 +60,9 @@ pub fn attention(engine: &mut Engine, head: usize, features: &[f32], n: usize) -
     }
     // Clinical values come after the attention and do not change it.
     let clinical: Vec<Vec<f32>> = engine.heads().map(|h| vec![0.0; h.clinical]).collect();
-    let mut predictions = engine.predict(0, n, features, &clinical, &mut || {})?;
+    let all: Vec<usize> = (0..features.rows()).collect();
+    let bag = features.bag(&all);
+    let mut predictions = engine.predict(0, all.len(), &bag, &clinical, &mut || {})?;
     Ok(predictions.swap_remove(head).scores)
 }
 

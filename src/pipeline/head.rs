@@ -1,5 +1,6 @@
 //! A head readied on a backend: one bag in, logits and the scores of its tiles out.
 
+use super::features::Rows;
 use crate::backend::{Backend, Input, Session};
 use crate::error::{Error, Result};
 use crate::heads::{self, Extremes, Head, Prediction};
@@ -52,13 +53,18 @@ impl HeadSession {
     ///
     /// # Errors
     /// [`crate::Kind::Usage`] when the features have another width or a clinical input is missing.
-    pub fn run(&mut self, n: usize, features: &[f32], clinical: &[f32]) -> Result<BagPrediction> {
+    pub fn run(
+        &mut self,
+        n: usize,
+        features: &Rows<'_>,
+        clinical: &[f32],
+    ) -> Result<BagPrediction> {
         let head = &self.head;
-        if features.len() != n * head.feature_dim {
+        if features.numbers() != n * head.feature_dim {
             return Err(Error::usage(format!(
                 "head {}: {} features for {n} tiles, needed {} each",
                 head.name,
-                features.len(),
+                features.numbers(),
                 head.feature_dim
             )));
         }
@@ -70,7 +76,7 @@ impl HeadSession {
                 clinical.len()
             )));
         }
-        let mut inputs = vec![Input::Values(features)];
+        let mut inputs = vec![features.input()];
         if head.clinical > 0 {
             inputs.push(Input::Values(clinical));
         }
@@ -81,12 +87,8 @@ impl HeadSession {
         if let Some((extremes, session)) = &mut self.second
             && let Some(ends) = extremes.rows(&scores)
         {
-            let width = head.feature_dim;
-            let gather = |rows: &Vec<usize>| -> Vec<f32> {
-                rows.iter().flat_map(|&row| &features[row * width..][..width]).copied().collect()
-            };
-            let [low, high] = ends.each_ref().map(gather);
-            let inputs = [Input::Values(&low), Input::Values(&high)];
+            let [low, high] = ends.map(|rows| features.select(head.feature_dim, &rows));
+            let inputs = [low.input(), high.input()];
             session.run(extremes.count, &inputs, &mut [&mut logits])?;
         }
         Ok(BagPrediction { prediction: heads::predict(head, &logits)?, scores })

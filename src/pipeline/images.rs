@@ -2,7 +2,7 @@
 //! together, and the part of the picture that becomes the encoder's input.
 
 use super::decode;
-use super::{Engine, predict};
+use super::{Engine, Features, predict};
 use crate::backend::{Backend, Input, Session};
 use crate::error::{Context, Error, Result};
 use crate::image::mask::{bounding_box, clean, fuse};
@@ -290,5 +290,6 @@ pub fn predict(
     let pixels = encoder_input(cut, engine.recipe())?;
     let mut features = vec![0.0; engine.feature_dim()];
     engine.encode(1, &pixels, &mut features)?;
-    predict::predict(engine, &features, 1, &[vec![0]], clinical, &())
+    let mut features = Features::host(features.len(), features);
+    predict::predict(engine, &mut features, &[vec![0]], clinical, &())
 }

@@ -12,6 +12,7 @@ pub mod decode;
 pub mod engine;
 pub mod ensemble;
 pub mod explain;
+pub mod features;
 pub mod gate;
 pub mod gradcam;
 pub mod head;
@@ -29,6 +30,7 @@ pub mod summary;
 pub mod way;
 
 pub use engine::{Engine, Parts};
+pub use features::Features;
 pub use head::BagPrediction;
 pub use prepare::Prepared;
 pub use queue::{Finished, Seconds, Sink, run};

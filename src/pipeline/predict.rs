@@ -1,7 +1,7 @@
 //! From the features of a slide to what its heads say: bag by bag, then the mean over bags.
 
-use super::{BagPrediction, Engine, Event, Observer, ensemble};
-use crate::error::{Error, Result};
+use super::{BagPrediction, Engine, Event, Features, Observer, ensemble};
+use crate::error::{Error, Kind, Result};
 use crate::heads::{self, Scores, clinical::Table};
 
 /// What one head says of a slide.
@@ -53,21 +53,41 @@ pub fn clinical(engine: &Engine, table: Option<&Table>, patient: &str) -> Result
 }
 
 /// Runs every head of the engine over the bags of a slide, and takes the mean over its packages.
-/// `features` is `[tiles, D]`, `bags` hold rows of it.
+/// `bags` hold rows of the features. Those on a machine whose memory the heads need are brought to the
+/// host.
 ///
 /// # Errors
 /// As [`Engine::predict`]; [`crate::Kind::Usage`] when there is no bag.
 pub fn predict(
     engine: &mut Engine,
-    features: &[f32],
-    tiles: usize,
+    features: &mut Features,
     bags: &[Vec<usize>],
     clinical: &[Vec<f32>],
     observer: &dyn Observer,
 ) -> Result<Vec<HeadResult>> {
-    if bags.is_empty() || tiles == 0 {
+    if bags.is_empty() || features.rows() == 0 {
         return Err(Error::usage("there is no bag to predict from"));
     }
+    match all(engine, features, bags, clinical, observer) {
+        Err(error) if error.kind() == Kind::Limit && features.are_kept() => {
+            features.bring()?;
+            engine.keep_no_more();
+            let what = format!("features go over the host from now on: {error}");
+            observer.event(Event::Remark(&what));
+            all(engine, features, bags, clinical, observer)
+        }
+        said => said,
+    }
+}
+
+/// What all packages say.
+fn all(
+    engine: &mut Engine,
+    features: &Features,
+    bags: &[Vec<usize>],
+    clinical: &[Vec<f32>],
+    observer: &dyn Observer,
+) -> Result<Vec<HeadResult>> {
     let (heads, packages) = (engine.heads().count(), engine.packages().len());
     let (mut done, total) = (0, heads * packages * bags.len());
     let mut count = || {
@@ -76,9 +96,10 @@ pub fn predict(
     };
     let mut members = Vec::with_capacity(packages);
     for member in 0..packages {
-        let own = engine.features_of(member, tiles, features);
+        let own = engine.features_of(member, features);
+        let own = own.as_ref().unwrap_or(features);
         let clinical = clinical.get(member * heads..).unwrap_or_default();
-        members.push(one(engine, (member, &own), tiles, bags, clinical, &mut count)?);
+        members.push(one(engine, (member, own), bags, clinical, &mut count)?);
     }
     Ok(ensemble::combine(members))
 }
@@ -86,28 +107,15 @@ pub fn predict(
 /// What one package says.
 fn one(
     engine: &mut Engine,
-    (member, features): (usize, &[f32]),
-    tiles: usize,
+    (member, features): (usize, &Features),
     bags: &[Vec<usize>],
     clinical: &[Vec<f32>],
     done: &mut dyn FnMut(),
 ) -> Result<Vec<HeadResult>> {
-    let width = features.len() / tiles;
-    let mut gathered = Vec::new();
+    let tiles = features.rows();
     let mut per_bag: Vec<Vec<BagPrediction>> = Vec::with_capacity(bags.len());
     for bag in bags {
-        // The usual bag is all tiles in order; only others need a copy.
-        let whole = bag.len() == tiles && bag.iter().enumerate().all(|(i, &row)| i == row);
-        let rows = if whole {
-            features
-        } else {
-            gathered.clear();
-            for &row in bag {
-                gathered.extend_from_slice(&features[row * width..][..width]);
-            }
-            &gathered
-        };
-        per_bag.push(engine.predict(member, bag.len(), rows, clinical, done)?);
+        per_bag.push(engine.predict(member, bag.len(), &features.bag(bag), clinical, done)?);
     }
     let results = engine.heads_of(member).enumerate().map(|(i, head)| {
         let of_head: Vec<&BagPrediction> = per_bag.iter().map(|heads| &heads[i]).collect();

@@ -8,7 +8,7 @@
 
 use super::decode::{self, Slot, Tally, TileState};
 use super::gate::Verdict;
-use super::{Engine, Event, Job, Observer, Options, Prepared, bags};
+use super::{Engine, Event, Features, Job, Observer, Options, Prepared, bags};
 use crate::error::{Error, Result};
 use crate::recipe::{BnMode, Recipe};
 use std::collections::VecDeque;
@@ -29,7 +29,7 @@ pub struct Finished {
     /// Grid indices of the encoded tiles, in the order of the rows of `features`.
     pub tiles: Vec<usize>,
     /// `[tiles, D]`.
-    pub features: Vec<f32>,
+    pub features: Features,
     /// Rows of `features` that make one bag each.
     pub bags: Vec<Vec<usize>>,
     /// What became of every grid position.
@@ -125,7 +125,9 @@ pub fn run(
             })
             .map_err(|e| Error::io("starting the decode thread", e))?;
         let (open, under_way) = (VecDeque::new(), VecDeque::new());
-        let mut consumer = Consumer { engine, jobs, observer, sink, lanes, free, open, under_way };
+        let told = false;
+        let mut consumer =
+            Consumer { engine, jobs, observer, sink, lanes, free, open, under_way, told };
         // Both ends are dropped here, also on an error, which is what stops the producer.
         let outcome = consumer.run(from_producer);
         drop(consumer);
@@ -212,7 +214,7 @@ fn produce_one(
 struct Current {
     prepared: Prepared,
     tiles: Vec<usize>,
-    features: Vec<f32>,
+    features: Features,
     /// Pixels of the kept tiles, only while batch norm needs whole bags.
     pixels: Vec<u8>,
     /// What the gate said so far.
@@ -246,6 +248,8 @@ struct Consumer<'a> {
     /// under way belong to them in order.
     open: VecDeque<Current>,
     under_way: VecDeque<Batch>,
+    /// Whether the observer knows that features go over the host.
+    told: bool,
 }
 
 impl Consumer<'_> {
@@ -270,7 +274,7 @@ impl Consumer<'_> {
                 }
             };
             match message {
-                Message::Start(prepared) => self.start(*prepared),
+                Message::Start(prepared) => self.start(*prepared)?,
                 Message::Batch(slot) => self.batch(slot)?,
                 Message::End { tally, decode, resample } => {
                     if let Some(current) = self.open.back_mut() {
@@ -295,7 +299,7 @@ impl Consumer<'_> {
         }
     }
 
-    fn start(&mut self, prepared: Prepared) {
+    fn start(&mut self, prepared: Prepared) -> Result<()> {
         let tiles = prepared.grid.origins.len();
         self.observer.event(Event::SlideStarted { name: &self.jobs[prepared.job].name, tiles });
         let seconds = Seconds {
@@ -306,7 +310,7 @@ impl Consumer<'_> {
         self.open.push_back(Current {
             prepared,
             tiles: Vec::new(),
-            features: Vec::new(),
+            features: Features::host(self.engine.feature_dim(), Vec::new()),
             pixels: Vec::new(),
             verdict: self.engine.gate().map(|gate| gate.verdict()),
             failure: None,
@@ -316,6 +320,17 @@ impl Consumer<'_> {
             seconds,
             start: Instant::now(),
         });
+        match (self.engine.features(tiles), self.open.back_mut()) {
+            (Ok((features, note)), Some(current)) => {
+                current.features = features;
+                if let Some(note) = note.filter(|_| !std::mem::replace(&mut self.told, true)) {
+                    self.observer.event(Event::Remark(&note));
+                }
+                Ok(())
+            }
+            (Err(error), _) => self.device_failed(error),
+            _ => Ok(()),
+        }
     }
 
     /// Drops the tiles of a batch that the gate does not let pass.
@@ -364,14 +379,13 @@ impl Consumer<'_> {
             return Ok(());
         }
         let start = Instant::now();
-        let width = self.engine.feature_dim();
         let first = current.tiles.len();
         current.tiles.extend_from_slice(&slot.tiles);
-        current.features.resize(current.tiles.len() * width, 0.0);
+        let into = current.features.grow(rows);
         current.under_way += 1;
         let (tiles, read) = (slot.tiles.clone(), slot.read);
         self.under_way.push_back(Batch { first, tiles, read });
-        let submitted = self.engine.submit(slot);
+        let submitted = self.engine.submit(slot, into);
         current.seconds.encode += start.elapsed().as_secs_f64();
         submitted.or_else(|error| self.device_failed(error))
     }
@@ -383,9 +397,7 @@ impl Consumer<'_> {
             return Ok(());
         };
         let start = Instant::now();
-        let width = self.engine.feature_dim();
-        let rows = batch.tiles.len();
-        let features = &mut current.features[batch.first * width..][..rows * width];
+        let features = current.features.rows_mut(batch.first, batch.tiles.len());
         let slot = match self.engine.collect(features) {
             Ok(slot) => slot,
             Err(error) => return self.device_failed(error),
@@ -482,7 +494,7 @@ fn encode_bags(
     let width = engine.feature_dim();
     let row = current.pixels.len() / current.tiles.len().max(1);
     let used: usize = bags.iter().map(Vec::len).sum();
-    current.features = vec![0.0; used * width];
+    let mut features = vec![0.0; used * width];
     let mut tiles = Vec::with_capacity(used);
     let mut renumbered = Vec::with_capacity(bags.len());
     let mut pixels = Vec::new();
@@ -492,12 +504,12 @@ fn encode_bags(
             pixels.extend_from_slice(&current.pixels[i * row..][..row]);
         }
         let first = tiles.len();
-        let features = &mut current.features[first * width..][..bag.len() * width];
-        engine.encode(bag.len(), &pixels, features)?;
+        engine.encode(bag.len(), &pixels, &mut features[first * width..][..bag.len() * width])?;
         tiles.extend(bag.iter().map(|&i| current.tiles[i]));
         renumbered.push((first..tiles.len()).collect());
     }
     current.tiles = tiles;
+    current.features = Features::host(width, features);
     current.pixels = Vec::new();
     current.seconds.encode += start.elapsed().as_secs_f64();
     Ok(renumbered)

@@ -6,7 +6,7 @@ use super::backend;
 use super::cases::{Case, Numbers, Values};
 use histokern::Kind;
 use histokern::backend::check::run_once;
-use histokern::backend::{Backend, HostMemory, Input, Overlapped, Several, prepare_fitting};
+use histokern::backend::{Backend, Batch, HostMemory, Input, Overlapped, Several, prepare_fitting};
 use histokern::cuda::compile::{Compiler, SOURCES};
 use histokern::cuda::{CudaBackend, Tuning};
 use histokern::graph::{Epilogue, Graph, Op, Shape, Window};
@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::{env, fs};
 
 /// Pixels to features: normalised, convolved, pooled.
-fn network() -> Case {
+pub(super) fn network() -> Case {
     let mut g = Graph::new("tiny");
     let pixels = g.input(Shape::Pixels { h: 9, w: 7 });
     let (mean, std) = ([0.4, 0.5, 0.6], [0.2, 0.25, 0.3]);
@@ -31,9 +31,9 @@ fn network() -> Case {
     Case { name: "tiny".into(), graph: Arc::new(g), rows: 4 }
 }
 
-const WIDTH: usize = 80;
+pub(super) const WIDTH: usize = 80;
 
-fn pixels(case: &Case, first: usize, rows: usize) -> Vec<u8> {
+pub(super) fn pixels(case: &Case, first: usize, rows: usize) -> Vec<u8> {
     match case.inputs(Numbers::General, first, rows).remove(0) {
         Values::Pixels(pixels) => pixels,
         Values::F32(_) => unreachable!("the input is pixels"),
@@ -51,7 +51,7 @@ fn feed(overlapped: &mut dyn Overlapped, case: &Case, want: &[f32], batches: &[(
             let Some(&(first, rows)) = left.next() else { break };
             memory.fill(0xAB);
             memory[..rows * 189].copy_from_slice(&pixels(case, first, rows));
-            overlapped.submit(rows, memory).unwrap();
+            overlapped.submit(Batch::new(rows, memory)).unwrap();
             under_way.push((first, rows));
         } else {
             free.push(collect(overlapped, want, under_way.remove(0)));
@@ -84,7 +84,7 @@ fn overlapped_batches_have_the_bits_of_single_ones() {
     let on = session.overlapped().unwrap();
     feed(on, &case, &want, BATCHES);
     let memory = on.lend(4 * 189).unwrap();
-    on.submit(4, memory).unwrap();
+    on.submit(Batch::new(4, memory)).unwrap();
     drop(session);
 }
 
@@ -101,13 +101,13 @@ fn lanes_refuse_what_they_cannot_do() {
     };
     let mut out = vec![0f32; WIDTH];
     usage(on.collect(&mut [&mut out]).err().unwrap(), "no batch");
-    usage(on.submit(3, memory(3 * 189)).unwrap_err(), "room for 2");
-    usage(on.submit(2, memory(189)).unwrap_err(), "189 bytes");
-    usage(on.submit(0, memory(189)).unwrap_err(), "0 rows");
+    usage(on.submit(Batch::new(3, memory(3 * 189))).unwrap_err(), "room for 2");
+    usage(on.submit(Batch::new(2, memory(189))).unwrap_err(), "189 bytes");
+    usage(on.submit(Batch::new(0, memory(189))).unwrap_err(), "0 rows");
     for _ in 0..on.lanes() {
-        on.submit(1, memory(189)).unwrap();
+        on.submit(Batch::new(1, memory(189))).unwrap();
     }
-    usage(on.submit(1, memory(189)).unwrap_err(), "every lane");
+    usage(on.submit(Batch::new(1, memory(189))).unwrap_err(), "every lane");
     usage(on.collect(&mut [&mut out[1..]]).err().unwrap(), "another size");
     let one = pixels(&case, 0, 1);
     let error = session.run(1, &[Input::Pixels(&one)], &mut [&mut out]).unwrap_err();
@@ -286,24 +286,44 @@ fn predict(
     (program(&[&all[..], args].concat(), environment), out)
 }
 
-fn attention(out: &Path) -> [Vec<u8>; 2] {
-    ["a", "b"].map(|name| fs::read(out.join(name).join("attention.csv")).unwrap())
+/// What was said of both slides: the scores of their tiles and the predictions.
+fn said(out: &Path) -> [(String, serde_json::Value); 2] {
+    ["a", "b"].map(|name| {
+        let read = |file: &str| fs::read_to_string(out.join(name).join(file)).unwrap();
+        let result: serde_json::Value = serde_json::from_str(&read("result.json")).unwrap();
+        assert!(result["predictions"][0]["logits"][0].is_number(), "{result:#}");
+        (read("attention.csv"), result["predictions"].clone())
+    })
+}
+
+/// Bytes that left the device during a traced run.
+fn copied_out(run: &Output) -> usize {
+    let text = errors(run);
+    let copies = text.lines().filter_map(|line| line.split_once("copy out, "));
+    copies.map(|(_, bytes)| bytes.split(' ').next().unwrap().parse::<usize>().unwrap()).sum()
 }
 
 #[test]
 fn two_devices_and_little_memory_change_no_bit() {
     let Some(folder) = slides() else { return };
-    let (one, out) = predict(folder, "one", &["--device", "cuda", "--batch", "5"], &[]);
+    let trace = ("GPU_SIM_TRACE", "1");
+    let (one, out) = predict(folder, "one", &["--device", "cuda", "--batch", "5"], &[trace]);
     assert!(one.status.success(), "{}", errors(&one));
-    let want = attention(&out);
-    assert!(want[0].len() > 100 && want[0] != want[1]);
+    let want = said(&out);
+    assert!(want[0].0.len() > 100 && want[0] != want[1]);
+    // What leaves the device is what the head says: a logit, and a score of every tile.
+    let lines: usize = want.iter().map(|(scores, _)| scores.lines().count()).sum();
+    let (tiles, heads) = (lines - want.len(), want.len());
+    assert_eq!(copied_out(&one), 4 * (heads + tiles), "features were copied out");
 
-    let two = [("GPU_SIM_DEVICES", "2")];
+    // Features that several devices make meet on the host.
+    let two = [("GPU_SIM_DEVICES", "2"), trace];
     for (i, device) in ["cuda:all", "cuda:1,0", "cuda:1"].into_iter().enumerate() {
         let args = ["--device", device, "--batch", "3"];
         let (run, out) = predict(folder, &format!("two-{i}"), &args, &two);
         assert!(run.status.success(), "{device}: {}", errors(&run));
-        assert!(attention(&out) == want, "other bits on {device}");
+        assert!(said(&out) == want, "other bits on {device}");
+        assert_eq!(copied_out(&run) > 20 * tiles, device != "cuda:1");
         let result = fs::read_to_string(out.join("a/result.json")).unwrap();
         assert_eq!(result.contains("2 x "), device != "cuda:1", "{result}");
         assert!(result.contains("\"kind\": \"cuda\""), "{result}");
@@ -318,14 +338,23 @@ fn two_devices_and_little_memory_change_no_bit() {
         "{}",
         errors(&limited)
     );
-    assert!(attention(&out) == want, "other bits within a limit");
+    assert!(said(&out) == want, "other bits within a limit");
+
+    // The sixth allocation is for features, after weights and arenas of encoder and head, and tiles.
+    let args = ["--device", "cuda", "--batch", "5"];
+    let fail = ("GPU_SIM_FAIL_ALLOC", "6");
+    let (over_host, out) = predict(folder, "over-host", &args, &[trace, fail]);
+    assert!(over_host.status.success(), "{}", errors(&over_host));
+    assert!(errors(&over_host).contains("features go over the host"), "{}", errors(&over_host));
+    assert!(copied_out(&over_host) > 20 * tiles);
+    assert!(said(&out) == want, "other bits over the host");
 
     // The second allocation is the arena: the device has no room after all.
     let args = ["--device", "cuda", "--batch", "8"];
     let (full, out) = predict(folder, "full", &args, &[("GPU_SIM_FAIL_ALLOC", "2")]);
     assert!(full.status.success(), "{}", errors(&full));
     assert!(errors(&full).contains("batches of 4 instead of 8"), "{}", errors(&full));
-    assert!(attention(&out) == want, "other bits after running out of memory");
+    assert!(said(&out) == want, "other bits after running out of memory");
 }
 
 #[test]

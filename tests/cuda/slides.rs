@@ -1,7 +1,8 @@
 //! Slides from file to features with their tiles made into the network's input on the device: the bits
 //! of the same device fed by the host, and the CPU's within the tolerance of networks.
 
-use super::{backend, synthetic_slides};
+use super::backend;
+use super::demo::{package, slide};
 use histokern::backend::check::Deviation;
 use histokern::backend::suite::NETWORK;
 use histokern::backend::{Backend, Input, Session};
@@ -10,10 +11,8 @@ use histokern::graph::Graph;
 use histokern::pipeline::way::Way;
 use histokern::pipeline::{self, Engine, Finished, Job, Options, Parts, Prepared, Sink};
 use histokern::slide::OpenOptions;
-use histokern::slide::synthetic::SpecimenSpec;
 use histokern::{Error, Result};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Runs one batch at a time on the network's own input.
@@ -45,41 +44,12 @@ impl Session for FedSession {
     }
 }
 
-/// The demonstration package with more lines before or after some of its recipe.
-fn package(dir: &Path, name: &str, edits: &[(&str, &str)]) -> PathBuf {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo");
-    let to = dir.join(name);
-    fs::create_dir(&to).unwrap();
-    for file in ["encoder.safetensors", "head.safetensors"] {
-        fs::copy(from.join(file), to.join(file)).unwrap();
-    }
-    let mut recipe = fs::read_to_string(from.join("recipe.toml")).unwrap();
-    for (line, more) in edits {
-        assert!(recipe.contains(line), "{line}");
-        // A new section comes before the one it is placed by.
-        let both = match more.starts_with('[') {
-            true => format!("{more}{line}"),
-            false => format!("{line}{more}"),
-        };
-        recipe = recipe.replacen(line, &both, 1);
-    }
-    fs::write(to.join("recipe.toml"), recipe).unwrap();
-    to
-}
-
-fn slide(dir: &Path, seed: u64, mpp: f64) -> Job {
-    let spec = SpecimenSpec { seed, fraction: None, width: 1280, height: 1024, mpp };
-    let path = dir.join(format!("{seed}.svs"));
-    synthetic_slides::write(&path, &spec);
-    Job { name: seed.to_string(), path, regions: None, mask: None }
-}
-
 #[derive(Default)]
 struct Features(Vec<(Vec<usize>, Vec<f32>)>);
 
 impl Sink for Features {
     fn finished(&mut self, _: &mut Engine, _: &Job, slide: Finished) -> Result<()> {
-        self.0.push((slide.tiles, slide.features));
+        self.0.push((slide.tiles, slide.features.read()?.into_owned()));
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use super::backend;
 use histokern::backend::check::run_once;
-use histokern::backend::{Axis, Backend, Input, Preparation, Session, TileStep};
+use histokern::backend::{Axis, Backend, Batch, HostMemory, Input, Preparation, Session, TileStep};
 use histokern::graph::{Graph, Op, Shape};
 use histokern::image::{FilterTable, Resampler};
 use histokern::recipe::{Interpolation, MacenkoStain, ReinhardStain, Stain};
@@ -43,6 +43,10 @@ fn picture(w: usize, h: usize, seed: u64) -> Vec<u8> {
     (0..w * h * 3).map(pixel).collect()
 }
 
+fn prepared(rows: usize, pixels: HostMemory, how: &Arc<Preparation>) -> Batch {
+    Batch { how: Some(how.clone()), ..Batch::new(rows, pixels) }
+}
+
 /// Runs batches of tiles through a session and holds each to what the network says of `want`.
 fn agree(how: Preparation, tiles: &[Vec<u8>], want: &[Vec<u8>], what: &str) {
     let Some(backend) = backend() else { return };
@@ -66,7 +70,7 @@ fn difference(
         let want = run_once(backend, &graph, rows, &[Input::Pixels(&input)])?.remove(0);
         let mut memory = on.lend(tiles.len() * tiles[0].len())?;
         memory[..rows * tiles[0].len()].copy_from_slice(&tiles[..rows].concat());
-        on.submit_tiles(rows, memory, &how)?;
+        on.submit(prepared(rows, memory, &how))?;
         let mut got = vec![f32::NAN; want.len()];
         on.collect(&mut [&mut got])?;
         let wrong = got.iter().zip(&want).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
@@ -217,11 +221,11 @@ fn batches_of_several_makes_take_turns() {
         let own = picture(16, 16, 7);
         match made.get(i) {
             Some((how, tile, want)) => {
-                on.submit_tiles(1, Box::new(tile.clone()), how).unwrap();
+                on.submit(prepared(1, Box::new(tile.clone()), how)).unwrap();
                 under_way.push_back(want.clone());
             }
             None => {
-                on.submit(1, Box::new(own.clone())).unwrap();
+                on.submit(Batch::new(1, Box::new(own.clone()))).unwrap();
                 under_way.push_back(own);
             }
         }
@@ -244,16 +248,16 @@ fn tiles_without_room_are_refused() {
         Arc::new(Preparation::new([8, 8], vec![resample(&host, [0..kept, 0..kept])]).unwrap())
     };
     let mut session = backend.prepare(identity([4, 4]), 2).unwrap();
-    let tiles = |rows: usize| -> histokern::backend::HostMemory { Box::new(vec![0; rows * 192]) };
+    let tiles = |rows: usize| -> HostMemory { Box::new(vec![0; rows * 192]) };
     fn says(
         session: &mut dyn Session,
         rows: usize,
-        given: histokern::backend::HostMemory,
+        given: HostMemory,
         how: &Arc<Preparation>,
         words: &str,
     ) {
         let on = session.overlapped().unwrap();
-        let error = on.submit_tiles(rows, given, how).unwrap_err();
+        let error = on.submit(prepared(rows, given, how)).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage, "{error}");
         assert!(error.to_string().contains(words), "{error} lacks {words}");
     }
@@ -262,7 +266,7 @@ fn tiles_without_room_are_refused() {
     says(&mut *session, 1, tiles(1), &how(3), "3 x 3");
     says(&mut *session, 3, tiles(3), &how(4), "room for 2");
     says(&mut *session, 2, tiles(1), &how(4), "192 bytes");
-    session.overlapped().unwrap().submit_tiles(2, tiles(2), &how(4)).unwrap();
+    session.overlapped().unwrap().submit(prepared(2, tiles(2), &how(4))).unwrap();
     let error = session.overlapped().unwrap().accept_tiles(64).unwrap_err();
     assert_eq!(error.kind(), Kind::Usage, "{error}");
     session.overlapped().unwrap().collect(&mut [&mut [0.0; 96]]).unwrap();

@@ -54,7 +54,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     options.stride_px = Some(stride(engine.recipe(), args.overlap)?).filter(|_| args.overlap > 0.0);
     let slide = explain::encode(&mut engine, &job, &options, &progress)?;
     let n = slide.tiles.len();
-    let values = explain::tile_by_tile(&engine, &*backend, &names, &slide.features, n)?;
+    let values = explain::tile_by_tile(&engine, &*backend, &names, &slide.features.read()?, n)?;
     progress.finish();
 
     let mean = mean_of(&values, args.raw_mean);

@@ -72,7 +72,7 @@ fn execute<'a>(
     for (&id, input) in graph.inputs.iter().zip(inputs) {
         match input {
             Input::Pixels(v) => store.write(id, &v.iter().map(|&x| x as f32).collect::<Vec<_>>()),
-            Input::Values(v) => store.write(id, v),
+            other => other.values()?.iter().for_each(|v| store.write(id, v)),
         }
     }
     for step in &graph.steps {

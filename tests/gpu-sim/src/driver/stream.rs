@@ -296,6 +296,15 @@ pub fn run(state: &State, device: usize, work: &Work) -> Driven {
             status::LAUNCH_FAILED
         })
     };
+    if state.config.trace {
+        match work {
+            Work::Store { bytes, .. } => report(format_args!("copy in, {} bytes", bytes.len())),
+            Work::CopyIn { from, .. } => report(format_args!("copy in, {} bytes", from.size)),
+            Work::CopyOut { to, .. } => report(format_args!("copy out, {} bytes", to.size)),
+            Work::CopyWithin { size, .. } => report(format_args!("copy within, {size} bytes")),
+            _ => {}
+        }
+    }
     match work {
         Work::Launch(launch) => launch.run(state),
         Work::Store { to, bytes } => {
