@@ -82,7 +82,15 @@ pub(super) enum StoredMut<'a> {
     F32(&'a mut [f32]),
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
+    /// The numbers of a session that stores FP16.
+    pub fn halves(self) -> &'a [f16] {
+        match self {
+            Stored::F16(v) => v,
+            _ => unreachable!("only layers for FP16 ask"),
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Stored::F16(v) => v.len(),
