@@ -5,7 +5,7 @@
 
 use half::f16;
 use histokern::Result;
-use histokern::backend::{Backend, Input, Session};
+use histokern::backend::{Backend, Input, Precision, Session};
 use histokern::cpu::CpuBackend;
 use histokern::graph::{Act, Epilogue, Graph, Op, Shape, Window};
 use std::sync::Arc;
@@ -44,18 +44,25 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let all = std::thread::available_parallelism().map_or(1, |n| n.get());
     println!(
-        "network   side     C     K  batch threads   direct ms  winograd ms  ratio  GFLOP/s  relative L2"
+        "network  numbers  side     C     K  batch threads   direct ms  winograd ms  ratio  \
+         GFLOP/s  relative L2"
     );
-    for (network, side, c, k) in LAYERS {
-        for rows in [1, 16] {
-            for threads in if all == 1 { vec![1] } else { vec![1, all] } {
-                let name = format!("{network:8} {side:>5} {c:>5} {k:>5} {rows:>6} {threads:>7}");
+    let threads = if all == 1 { vec![1] } else { vec![1, all] };
+    for precision in [Precision::F16, Precision::Bf16] {
+        for (network, side, c, k) in LAYERS {
+            for (rows, &threads) in
+                [1, 16].iter().flat_map(|n| threads.iter().map(move |t| (*n, t)))
+            {
+                let name = format!(
+                    "{network:8} {:>7} {side:>5} {c:>5} {k:>5} {rows:>6} {threads:>7}",
+                    precision.to_string()
+                );
                 if !words.iter().all(|w| name.split_whitespace().any(|n| n == w)) {
                     continue;
                 }
                 let graph = Arc::new(convolution(side, c, k)?);
                 let flops = graph.flops_per_row() * rows as u64;
-                let [direct, fast, distance] = race(&graph, rows, threads, side * side * c)?;
+                let [direct, fast, distance] = race(&graph, rows, threads, precision)?;
                 println!(
                     "{name} {:>11.3} {:>12.3} {:>6.2} {:>8.0}  {distance:.1e}",
                     1e3 * direct,
@@ -95,10 +102,12 @@ fn convolution(side: usize, c: usize, k: usize) -> Result<Graph> {
 }
 
 /// The best times of the convolution both ways, and how far the results are apart.
-fn race(graph: &Arc<Graph>, rows: usize, threads: usize, length: usize) -> Result<[f64; 3]> {
+fn race(graph: &Arc<Graph>, rows: usize, threads: usize, precision: Precision) -> Result<[f64; 3]> {
+    let length = graph.shape(graph.inputs[0]).len();
+    let backend = || CpuBackend::new(threads, None)?.with_precision(precision);
     let input: Vec<f32> = numbers(rows * length, 1.0).map(|x| x.max(0.0)).collect();
     let mut sessions: Vec<(Box<dyn Session>, f64, Vec<f32>)> = Vec::new();
-    for backend in [CpuBackend::new(threads, None)?.direct(), CpuBackend::new(threads, None)?] {
+    for backend in [backend()?.direct(), backend()?] {
         let outputs = vec![0.0; rows * graph.shape(graph.outputs[0]).len()];
         sessions.push((backend.prepare(graph.clone(), rows)?, f64::INFINITY, outputs));
     }

@@ -9,12 +9,12 @@
 //! y = act(fma(acc, scale, bias) + residual)          absent: scale 1, bias 0, no residual
 //! ```
 //!
-//! In FP16 a convolution of 3 x 3 taps at stride 1 with enough channels is computed by Winograd's
+//! In FP16 and bf16 a convolution of 3 x 3 taps at stride 1 with enough channels is computed by Winograd's
 //! algorithm instead, a fixed sequence of f32 operations as well, whose sums are a few units in the
 //! last place of f32 apart from those above: see `winograd`. The shape alone decides. The environment
 //! variable `HISTOKERN_CONV=direct` turns that off.
 //!
-//! In bf16 the links of a pair of neighbours take place in the order and with the rounding of the
+//! Elsewhere in bf16 the links of a pair of neighbours take place in the order and with the rounding of the
 //! instruction `vdpbf16ps`, which `pairs` also computes without it.
 //!
 //! Attention is two such products with a softmax between, in every precision all of it in f32:
@@ -161,7 +161,7 @@ impl Backend for CpuBackend {
     }
 
     fn transforms_convolutions(&self) -> bool {
-        !self.direct && self.kernels.precision == Precision::F16
+        !self.direct && self.kernels.precision != Precision::F32
     }
 
     fn prepare(&self, graph: Arc<Graph>, max_rows: usize) -> Result<Box<dyn Session>> {

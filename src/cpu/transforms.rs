@@ -7,7 +7,7 @@
 
 use super::kernels::{Isa, Kernels};
 use super::vector::Vector;
-use half::f16;
+use half::{bf16, f16};
 
 /// Channels that are transformed together: every row of numbers is padded to a multiple.
 pub(super) const LANES: usize = 16;
@@ -15,12 +15,71 @@ pub(super) const LANES: usize = 16;
 /// A register that does more than multiply and add at once.
 ///
 /// # Safety
-/// As [`Vector`]; the pointer of `widen` needs no alignment.
+/// As [`Vector`]; pointers to stored numbers need no alignment of a register.
 pub(super) trait Register: Vector {
     unsafe fn widen(from: *const f16) -> Self;
+    unsafe fn widen_bf16(from: *const bf16) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
 }
+
+/// A number as activations are stored.
+pub(super) trait Number: Copy + Default {
+    /// Numbers from `from` on, exactly.
+    ///
+    /// # Safety
+    /// As [`Register`].
+    unsafe fn widen<V: Register>(from: *const Self) -> V;
+
+    /// `Bt d B` of equally many channels of `A x A` positions. Number `c` of element `[i][j]` goes to
+    /// `to[at[i][j] + c]`, padded with zeros to whole [`LANES`]. `to` must start at a cache line, and
+    /// `at` be multiples of [`LANES`].
+    fn transform<const A: usize>(
+        by: &Transforms<A>,
+        d: &[[&[Self]; A]; A],
+        to: &mut [f32],
+        at: &[[usize; A]; A],
+    );
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    unsafe fn widen<V: Register>(from: *const f16) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::widen(from) }
+    }
+
+    fn transform<const A: usize>(
+        by: &Transforms<A>,
+        d: &[[&[f16]; A]; A],
+        to: &mut [f32],
+        at: &[[usize; A]; A],
+    ) {
+        by.input(by.input, d, to, at);
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    unsafe fn widen<V: Register>(from: *const bf16) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::widen_bf16(from) }
+    }
+
+    fn transform<const A: usize>(
+        by: &Transforms<A>,
+        d: &[[&[bf16]; A]; A],
+        to: &mut [f32],
+        at: &[[usize; A]; A],
+    ) {
+        by.input(by.input_bf16, d, to, at);
+    }
+}
+
+/// See [`Number::transform`].
+type Input<T, const A: usize> = unsafe fn(&[[&[T]; A]; A], &mut [f32], &[[usize; A]; A]);
+/// See [`Transforms::output`].
+type Output<const A: usize> = unsafe fn(&[f32], &[[usize; A]; A], &mut [f32], [usize; 2]);
 
 /// The matrices of one `F(M x M, 3 x 3)`, as operations on vectors of `A` and `M` numbers.
 pub(super) trait Scheme<const A: usize, const M: usize> {
@@ -110,20 +169,25 @@ pub(super) fn weights<S: Scheme<A, M>, const A: usize, const M: usize>(
 
 /// The transforms of one scheme, compiled for one instruction set.
 pub(super) struct Transforms<const A: usize> {
-    input: unsafe fn(&[[&[f16]; A]; A], &mut [f32], &[[usize; A]; A]),
-    output: unsafe fn(&[f32], &[[usize; A]; A], &mut [f32], [usize; 2]),
+    input: Input<f16, A>,
+    input_bf16: Input<bf16, A>,
+    output: Output<A>,
 }
 
 impl<const A: usize> Transforms<A> {
-    /// `Bt d B` of equally many channels of `A x A` positions. Number `c` of element `[i][j]` goes to
-    /// `to[at[i][j] + c]`, padded with zeros to whole [`LANES`]. `to` must start at a cache line, and
-    /// `at` be multiples of [`LANES`].
-    pub fn input(&self, d: &[[&[f16]; A]; A], to: &mut [f32], at: &[[usize; A]; A]) {
+    /// See [`Number::transform`].
+    fn input<T: Number>(
+        &self,
+        by: Input<T, A>,
+        d: &[[&[T]; A]; A],
+        to: &mut [f32],
+        at: &[[usize; A]; A],
+    ) {
         let n = d[0][0].len();
         assert!(d.as_flattened().iter().all(|d| d.len() == n));
         check(to, at, n);
         // SAFETY: the processor has the instruction set (`Kernels`), and `check` saw to the rest.
-        unsafe { (self.input)(d, to, at) }
+        unsafe { by(d, to, at) }
     }
 
     /// `At m A` for `n` channels, of which number `c` of element `[i][j]` is at `m[at[i][j] + c]`, to
@@ -148,14 +212,14 @@ fn check<const A: usize>(numbers: &[f32], at: &[[usize; A]; A], n: usize) {
     assert!((numbers.as_ptr() as usize).is_multiple_of(4 * LANES));
 }
 
-/// See [`Transforms::input`].
+/// See [`Number::transform`].
 ///
 /// # Safety
 /// The processor has the instruction set of `V`, for which the code around is compiled; the slices
 /// are as demanded there.
 #[inline(always)]
-unsafe fn input<V: Register, S: Scheme<A, M>, const A: usize, const M: usize>(
-    d: &[[&[f16]; A]; A],
+unsafe fn input<V: Register, T: Number, S: Scheme<A, M>, const A: usize, const M: usize>(
+    d: &[[&[T]; A]; A],
     to: &mut [f32],
     at: &[[usize; A]; A],
 ) {
@@ -166,16 +230,16 @@ unsafe fn input<V: Register, S: Scheme<A, M>, const A: usize, const M: usize>(
     // SAFETY: `c` and the lanes after it lie inside every slice of `d`, and in `last`.
     unsafe {
         for c in (0..whole).step_by(V::LANES) {
-            input_lanes::<V, S, A, M>(&starts, c, to.add(c), at);
+            input_lanes::<V, T, S, A, M>(&starts, c, to.add(c), at);
         }
         if whole < n {
-            let mut last = [[[f16::ZERO; LANES]; A]; A];
+            let mut last = [[[T::default(); LANES]; A]; A];
             for (last, d) in last.as_flattened_mut().iter_mut().zip(d.as_flattened()) {
                 last[..n - whole].copy_from_slice(&d[whole..]);
             }
             let starts = last.each_ref().map(|row| row.each_ref().map(|d| d.as_ptr()));
             for c in (0..LANES).step_by(V::LANES) {
-                input_lanes::<V, S, A, M>(&starts, c, to.add(whole + c), at);
+                input_lanes::<V, T, S, A, M>(&starts, c, to.add(whole + c), at);
             }
         }
     }
@@ -186,8 +250,8 @@ unsafe fn input<V: Register, S: Scheme<A, M>, const A: usize, const M: usize>(
 /// # Safety
 /// As [`input`].
 #[inline(always)]
-unsafe fn input_lanes<V: Register, S: Scheme<A, M>, const A: usize, const M: usize>(
-    starts: &[[*const f16; A]; A],
+unsafe fn input_lanes<V: Register, T: Number, S: Scheme<A, M>, const A: usize, const M: usize>(
+    starts: &[[*const T; A]; A],
     c: usize,
     to: *mut f32,
     at: &[[usize; A]; A],
@@ -198,7 +262,7 @@ unsafe fn input_lanes<V: Register, S: Scheme<A, M>, const A: usize, const M: usi
         for j in 0..A {
             let mut d = [V::zero(); A];
             for (d, row) in d.iter_mut().zip(starts) {
-                *d = V::widen(row[j].add(c));
+                *d = T::widen(row[j].add(c));
             }
             for (half, x) in half.iter_mut().zip(S::input(d)) {
                 half[j] = x;
@@ -250,17 +314,17 @@ unsafe fn output<V: Register, S: Scheme<A, M>, const A: usize, const M: usize>(
 macro_rules! compiled {
     ($name:ident, $features:literal, $register:ty) => {
         mod $name {
-            use super::{Four, Transforms, f16};
+            use super::{Four, Number, Transforms, bf16, f16};
 
             /// See [`super::input`].
             #[target_feature(enable = $features)]
-            unsafe fn input<S: super::Scheme<A, M>, const A: usize, const M: usize>(
-                d: &[[&[f16]; A]; A],
+            unsafe fn input<T: Number, S: super::Scheme<A, M>, const A: usize, const M: usize>(
+                d: &[[&[T]; A]; A],
                 to: &mut [f32],
                 at: &[[usize; A]; A],
             ) {
                 // SAFETY: the caller's; the features are enabled here.
-                unsafe { super::input::<$register, S, A, M>(d, to, at) }
+                unsafe { super::input::<$register, T, S, A, M>(d, to, at) }
             }
 
             /// See [`super::output`].
@@ -275,8 +339,11 @@ macro_rules! compiled {
                 unsafe { super::output::<$register, S, A, M>(m, at, to, shape) }
             }
 
-            pub(super) static FOUR: Transforms<6> =
-                Transforms { input: input::<Four, 6, 4>, output: output::<Four, 6, 4> };
+            pub(super) static FOUR: Transforms<6> = Transforms {
+                input: input::<f16, Four, 6, 4>,
+                input_bf16: input::<bf16, Four, 6, 4>,
+                output: output::<Four, 6, 4>,
+            };
         }
     };
 }
@@ -288,8 +355,11 @@ compiled!(avx2, "avx2,fma,f16c", std::arch::x86_64::__m256);
 #[cfg(target_arch = "aarch64")]
 compiled!(neon, "neon", std::arch::aarch64::float32x4_t);
 
-static PORTABLE_FOUR: Transforms<6> =
-    Transforms { input: input::<f32, Four, 6, 4>, output: output::<f32, Four, 6, 4> };
+static PORTABLE_FOUR: Transforms<6> = Transforms {
+    input: input::<f32, f16, Four, 6, 4>,
+    input_bf16: input::<f32, bf16, Four, 6, 4>,
+    output: output::<f32, Four, 6, 4>,
+};
 
 impl Transforms<6> {
     /// Of [`Four`], for the instruction set of these kernels.
@@ -313,6 +383,11 @@ impl Register for f32 {
         unsafe { from.read().to_f32() }
     }
     #[inline(always)]
+    unsafe fn widen_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's.
+        unsafe { from.read().to_f32() }
+    }
+    #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         self + other
     }
@@ -322,14 +397,19 @@ impl Register for f32 {
     }
 }
 
-/// Implements [`Register`] by three functions.
+/// Implements [`Register`] by four functions.
 macro_rules! register {
-    ($register:ty, $widen:expr, $add:path, $sub:path) => {
+    ($register:ty, $widen:path, $widen_bf16:path, $add:path, $sub:path) => {
         impl Register for $register {
             #[inline(always)]
             unsafe fn widen(from: *const f16) -> Self {
                 // SAFETY: the caller has the instruction set; the pointer is good for all lanes.
                 unsafe { $widen(from) }
+            }
+            #[inline(always)]
+            unsafe fn widen_bf16(from: *const bf16) -> Self {
+                // SAFETY: as above.
+                unsafe { $widen_bf16(from) }
             }
             #[inline(always)]
             unsafe fn add(self, other: Self) -> Self {
@@ -347,7 +427,7 @@ macro_rules! register {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Register, f16};
+    use super::{Register, bf16, f16};
     use std::arch::x86_64::*;
 
     #[inline]
@@ -364,13 +444,30 @@ mod x86 {
         _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.cast()) })
     }
 
-    register!(__m512, widen16, _mm512_add_ps, _mm512_sub_ps);
-    register!(__m256, widen8, _mm256_add_ps, _mm256_sub_ps);
+    /// A bf16 number is the upper half of an f32 one.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn widen16_bf16(from: *const bf16) -> __m512 {
+        // SAFETY: the caller's pointer is good for sixteen numbers.
+        let halves = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(from.cast()) });
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn widen8_bf16(from: *const bf16) -> __m256 {
+        // SAFETY: the caller's pointer is good for eight numbers.
+        let halves = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(from.cast()) });
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+    }
+
+    register!(__m512, widen16, widen16_bf16, _mm512_add_ps, _mm512_sub_ps);
+    register!(__m256, widen8, widen8_bf16, _mm256_add_ps, _mm256_sub_ps);
 }
 
 #[cfg(target_arch = "aarch64")]
 mod arm {
-    use super::{Register, f16};
+    use super::{Register, bf16, f16};
     use std::arch::aarch64::*;
 
     #[inline]
@@ -385,5 +482,13 @@ mod arm {
         unsafe { vld1q_f32(wide.as_ptr()) }
     }
 
-    register!(float32x4_t, widen4, vaddq_f32, vsubq_f32);
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn widen4_bf16(from: *const bf16) -> float32x4_t {
+        // SAFETY: the caller's pointer is good for four numbers.
+        let halves = unsafe { vld1_u16(from.cast()) };
+        vreinterpretq_f32_u32(vshll_n_u16::<16>(halves))
+    }
+
+    register!(float32x4_t, widen4, widen4_bf16, vaddq_f32, vsubq_f32);
 }

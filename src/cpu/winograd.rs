@@ -1,5 +1,5 @@
 //! 3x3 convolutions of stride 1 by Winograd's algorithm: a quarter of the products, for transforms of
-//! the input and of the sums (`transforms`), all of it in f32.
+//! the input and of the sums (`transforms`), all of it in f32 whether FP16 or bf16 numbers come in.
 //!
 //! ```text
 //! v = Bt x B             x: an A x A tile of the input, tiles M apart, A = M + 2
@@ -14,21 +14,23 @@
 
 use super::conv::After;
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH};
-use super::layer::{Layer, Site, halves};
+use super::layer::{Layer, Site, weights};
 use super::memory::{Aligned, Part, View};
-use super::transforms::{self, Four, LANES, Scheme, Transforms};
+use super::transforms::{self, Four, LANES, Number, Scheme, Transforms};
 use crate::backend::Precision;
 use crate::graph::{Graph, Op, Shape, Step, Window};
-use half::f16;
+use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Channels in and out below which the transforms cost more than they save.
 const MIN_CHANNELS: usize = 32;
-/// Lines of a map below which most of a tile is beyond it, and weights are read for too few tiles.
+/// Lines and columns of a map below which most of a tile is beyond it, or too few tiles share a weight.
 const MIN_SIDE: usize = 7;
-/// Channels of a position beyond the edge, to read zeros from.
-static ZEROS: [f16; MAX_DEPTH] = [f16::ZERO; MAX_DEPTH];
+/// The same in bf16, where a processor that multiplies pairs has the definition in half the time.
+const MIN_SIDE_BF16: usize = 14;
+/// The channels of a position beyond the edge.
+static ZEROS: [u16; MAX_DEPTH] = [0; MAX_DEPTH];
 
 /// The layer of a convolution, if its shape is one that gains.
 pub(super) fn layer(
@@ -42,7 +44,12 @@ pub(super) fn layer(
     let Window { kernel, stride, pad, dilation } = window;
     let square = kernel == [3, 3] && stride == [1, 1] && dilation == [1, 1];
     let wide = c >= MIN_CHANNELS && k >= MIN_CHANNELS;
-    if !square || !wide || p.min(q) < MIN_SIDE || kernels.precision != Precision::F16 {
+    let side = match kernels.precision {
+        Precision::F16 => MIN_SIDE,
+        Precision::Bf16 => MIN_SIDE_BF16,
+        Precision::F32 => return None,
+    };
+    if !square || !wide || p.min(q) < side {
         return None;
     }
     let map = Map { input: [h, w], output: [p, q], pad, channels: c, filters: k };
@@ -52,7 +59,7 @@ pub(super) fn layer(
         kernels,
         transforms,
         map,
-        halves(graph, weight),
+        &weights(graph, weight, kernels),
         after,
     )))
 }
@@ -116,7 +123,7 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
         kernels: &'static Kernels,
         transforms: &'static Transforms<A>,
         map: Map,
-        weight: &[f16],
+        weight: &[f32],
         after: After,
     ) -> Self {
         let panels = pack::<S, A, M>(kernels, weight, map);
@@ -171,9 +178,14 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
     }
 
     /// Some channels of the positions of a tile of the input, zeros beyond the map.
-    fn gather<'a>(&self, x: &'a View, tile: Tile, channels: &Range<usize>) -> [[&'a [f16]; A]; A] {
+    fn gather<'a, T: Number + bytemuck::Pod>(
+        &self,
+        x: &'a View,
+        tile: Tile,
+        channels: &Range<usize>,
+    ) -> [[&'a [T]; A]; A] {
         let ([h, w], [above, left], n) = (self.map.input, self.map.pad, channels.len());
-        let mut d = [[&ZEROS[..n]; A]; A];
+        let mut d = [[bytemuck::cast_slice(&ZEROS[..n]); A]; A];
         let is_inside = left <= tile.q && tile.q + A <= w + left;
         for (i, row) in d.iter_mut().enumerate() {
             // Before the map this wraps around, to behind it.
@@ -185,18 +197,30 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
             if is_inside && x.is_dense() {
                 let c = self.map.channels;
                 let run = channels.start..channels.end + (A - 1) * c;
-                let run = x.at(line + tile.q - left, run).halves();
+                let run = x.at(line + tile.q - left, run).of();
                 row.iter_mut().enumerate().for_each(|(j, d)| *d = &run[j * c..][..n]);
                 continue;
             }
             for (j, d) in row.iter_mut().enumerate() {
                 let column = (tile.q + j).wrapping_sub(left);
                 if column < w {
-                    *d = x.at(line + column, channels.clone()).halves();
+                    *d = x.at(line + column, channels.clone()).of();
                 }
             }
         }
         d
+    }
+
+    /// Transforms some channels of a tile of the input.
+    fn read<T: Number + bytemuck::Pod>(
+        &self,
+        x: &View,
+        tile: Tile,
+        channels: &Range<usize>,
+        to: &mut [f32],
+        at: &[[usize; A]; A],
+    ) {
+        T::transform(self.transforms, &self.gather(x, tile, channels), to, at);
     }
 
     /// Multiplies the rows of a block with some filters.
@@ -264,8 +288,11 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
                 let start = part * self.depth;
                 let channels = start..(start + self.depth).min(self.map.channels);
                 for row in 0..rows {
-                    let d = self.gather(x, self.tile(first + row), &channels);
-                    self.transforms.input(&d, &mut v[row * A_PITCH..], &at);
+                    let (tile, to) = (self.tile(first + row), &mut v[row * A_PITCH..]);
+                    match self.kernels.precision {
+                        Precision::Bf16 => self.read::<bf16>(x, tile, &channels, to, &at),
+                        _ => self.read::<f16>(x, tile, &channels, to, &at),
+                    }
                 }
             }
             for start in part.channels.clone().step_by(MAX_COLUMNS) {
@@ -351,7 +378,7 @@ fn tiles(kernels: &Kernels, map: Map) -> usize {
 /// with zeros.
 fn pack<S: Scheme<A, M>, const A: usize, const M: usize>(
     kernels: &Kernels,
-    weight: &[f16],
+    weight: &[f32],
     map: Map,
 ) -> Aligned<f32> {
     let Map { channels: c, filters: k, .. } = map;
@@ -364,7 +391,7 @@ fn pack<S: Scheme<A, M>, const A: usize, const M: usize>(
             for channel in first..(first + LANES).min(c) {
                 let g = std::array::from_fn(|r| {
                     std::array::from_fn(|s| {
-                        weight[((filter * 3 + r) * 3 + s) * c + channel].to_f64()
+                        f64::from(weight[((filter * 3 + r) * 3 + s) * c + channel])
                     })
                 });
                 let u = transforms::weights::<S, A, M>(g);
@@ -384,7 +411,7 @@ mod tests {
     use crate::backend::check::{Deviation, run_once};
     use crate::backend::{Backend, Input};
     use crate::cpu::{CpuBackend, Isa};
-    use crate::graph::reference::{self, Rounding};
+    use crate::graph::reference;
     use crate::graph::{Act, Epilogue, ParamId, Tensor, TensorId};
     use std::sync::Arc;
 
@@ -483,8 +510,15 @@ mod tests {
         run_once(on, g, rows, &some).unwrap().remove(0)
     }
 
-    fn on(threads: usize, isa: Isa) -> CpuBackend {
-        CpuBackend::new(threads, Some(isa)).unwrap()
+    fn on(threads: usize, isa: Isa, precision: Precision) -> CpuBackend {
+        CpuBackend::new(threads, Some(isa)).unwrap().with_precision(precision).unwrap()
+    }
+
+    fn cases_and_precisions() -> Vec<(Graph, Precision)> {
+        let mut all: Vec<_> = cases().into_iter().map(|g| (g, Precision::F16)).collect();
+        all.push((full([14, 15, 33, 35], 1, Act::Relu), Precision::Bf16));
+        all.push((plain([17, 14, 270, 40], 1), Precision::Bf16));
+        all
     }
 
     fn is_fast(g: &Graph, backend: &CpuBackend) -> bool {
@@ -496,17 +530,18 @@ mod tests {
     #[test]
     fn agrees_with_the_reference_and_with_the_definition() {
         let (mut worst, isa) = (0f64, Isa::detect());
-        for g in cases() {
+        for (g, precision) in cases_and_precisions() {
             let inputs = inputs(&g, 3);
             let inputs: Vec<Input<'_>> = inputs.iter().map(|x| Input::Values(x)).collect();
-            let want = reference::run(&g, 3, &inputs, Rounding::F16).unwrap().remove(0);
-            assert!(is_fast(&g, &on(2, isa)) && !is_fast(&g, &on(2, isa).direct()));
+            let want = reference::run(&g, 3, &inputs, precision.rounding()).unwrap().remove(0);
+            let (fast, direct) = (on(2, isa, precision), on(2, isa, precision).direct());
+            assert!(is_fast(&g, &fast) && !is_fast(&g, &direct));
             let g = Arc::new(g);
-            let (got, direct) = (run(&on(2, isa), &g, 0, 3), run(&on(2, isa).direct(), &g, 0, 3));
+            let (got, direct) = (run(&fast, &g, 0, 3), run(&direct, &g, 0, 3));
             assert!(got != direct, "both ways are one");
             for other in [want, direct] {
                 let deviation = Deviation::between(&got, &other).unwrap();
-                assert!(deviation.within(BOUND), "{:?}: {deviation}", g.tensors);
+                assert!(deviation.within(BOUND), "{:?} in {precision}: {deviation}", g.tensors);
                 worst = worst.max(deviation.relative_l2);
             }
         }
@@ -516,13 +551,13 @@ mod tests {
     #[test]
     fn the_same_bits_for_every_batch_number_of_threads_and_instruction_set() {
         let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        for g in cases() {
+        for (g, precision) in cases_and_precisions() {
             let g = Arc::new(g);
-            let want = bits(run(&on(1, Isa::detect()), &g, 0, 3));
+            let want = bits(run(&on(1, Isa::detect(), precision), &g, 0, 3));
             let row = want.len() / 3;
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
                 for (threads, first, rows) in [(2, 0, 3), (5, 1, 2), (1, 2, 1), (3, 0, 1)] {
-                    let got = bits(run(&on(threads, isa), &g, first, rows));
+                    let got = bits(run(&on(threads, isa, precision), &g, first, rows));
                     let what = format!("{isa}, {threads} threads, {rows} rows: {:?}", g.tensors);
                     assert!(got == want[first * row..][..got.len()], "{what}");
                 }
@@ -532,7 +567,7 @@ mod tests {
 
     #[test]
     fn shape_and_precision_decide() {
-        let backend = on(1, Isa::detect());
+        let backend = on(1, Isa::detect(), Precision::F16);
         assert!(is_fast(&plain([7, 7, 32, 32], 1), &backend));
         for (shape, pad) in
             [([6, 9, 32, 32], 1), ([8, 8, 32, 32], 0), ([7, 7, 31, 32], 1), ([7, 7, 32, 31], 1)]
@@ -552,9 +587,10 @@ mod tests {
             g.output(y);
             assert!(!is_fast(&g, &backend), "stride {stride}, dilation {dilation}");
         }
-        for precision in [Precision::F32, Precision::Bf16] {
-            let backend = on(1, Isa::detect()).with_precision(precision).unwrap();
-            assert!(!is_fast(&plain([28, 28, 64, 64], 1), &backend));
+        for precision in Precision::ALL {
+            let backend = on(1, Isa::detect(), precision);
+            let fast = is_fast(&plain([28, 28, 64, 64], 1), &backend);
+            assert_eq!(fast, precision != Precision::F32, "{precision}");
         }
     }
 }
