@@ -26,8 +26,13 @@ fn layers(c: &mut Criterion) {
             0 => Throughput::Bytes(4 * values * case.rows as u64),
             flops => Throughput::Elements(flops),
         });
-        for threads in thread_counts() {
-            let backend = CpuBackend::new(threads, None).expect("a backend");
+        let on = |threads| CpuBackend::new(threads, None).expect("a backend");
+        for (threads, direct) in thread_counts().into_iter().flat_map(|n| [(n, false), (n, true)]) {
+            let backend = match direct {
+                true if !case.may_be_transformed() => continue,
+                true => on(threads).direct(),
+                false => on(threads),
+            };
             group.bench_function(backend.name(), |b| {
                 check(&backend, &case);
                 let inputs = case.inputs(Numbers::General, 0, case.rows);

@@ -62,6 +62,16 @@ impl Case {
         })
     }
 
+    /// Whether a convolution of it may be computed by Winograd's algorithm, which rounds.
+    pub fn may_be_transformed(&self) -> bool {
+        self.graph.steps.iter().any(|s| match s.op {
+            Op::Conv2d { window: Window { kernel, stride, dilation, .. }, .. } => {
+                kernel == [3, 3] && stride == [1, 1] && dilation == [1, 1]
+            }
+            _ => false,
+        })
+    }
+
     /// Relative L2 distance from the reference that is still right: none where integers are exact,
     /// the order of f32 sums and the exponentials of a library within one step, and the rounding of
     /// what is stored between steps or, in attention, between its two products.

@@ -258,6 +258,11 @@ impl Stopwatch {
         Ok(Some(batches as f64 / start.elapsed().as_secs_f64()))
     }
 
+    /// How a layer is computed, where that is not by its definition.
+    pub fn algorithm(&self, layer: &Layer) -> Option<&'static str> {
+        self.session.algorithm(*layer.steps.first()?)
+    }
+
     /// Seconds of a layer in each timed run.
     pub fn layer(&self, layer: &Layer) -> Vec<f64> {
         let sum = |steps: &Vec<f64>| layer.steps.iter().filter_map(|&i| steps.get(i)).sum();

@@ -31,6 +31,12 @@ pub trait Backend: Send + Sync {
         Precision::F16
     }
 
+    /// Whether it computes convolutions by transforms whose rounding shows even where sums of small
+    /// integers are exact.
+    fn transforms_convolutions(&self) -> bool {
+        false
+    }
+
     /// Readies a graph: packs its weights and plans its arena for up to `max_rows` rows. With 0 rows
     /// only the weights are readied, and [`Session::reserve`] makes room.
     ///
@@ -75,6 +81,11 @@ pub trait Session: Send {
         _seconds: &mut [f64],
     ) -> Result<bool> {
         Ok(false)
+    }
+
+    /// How a step of the graph is computed, where that is not by its definition: `F(4x4, 3x3)`.
+    fn algorithm(&self, _step: usize) -> Option<&'static str> {
+        None
     }
 
     /// The session as one that overlaps batches, for graphs whose only input is pixels on machines

@@ -70,7 +70,9 @@ impl Finding {
 pub fn ops(on: &dyn Backend, against: &dyn Backend, each: &mut dyn FnMut(Finding)) -> Result<()> {
     for numbers in [Numbers::Integer, Numbers::General] {
         for case in cases::all(numbers)? {
-            let bound = Bound::RelativeL2(case.bound(numbers));
+            let rounded = on.transforms_convolutions() && case.may_be_transformed();
+            let like = if rounded { Numbers::General } else { numbers };
+            let bound = Bound::RelativeL2(case.bound(like));
             compare("ops", on, against, &case, numbers, bound, each)?;
         }
     }

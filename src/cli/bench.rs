@@ -269,6 +269,8 @@ struct LayerRow {
     tflops: Option<f64>,
     gigabytes_per_second: Option<f64>,
     roofline_fraction: Option<f64>,
+    /// How it is computed, where that is not by its definition, by which operations are counted.
+    algorithm: Option<&'static str>,
 }
 
 impl Report {
@@ -294,6 +296,7 @@ impl Report {
                 tflops: per_second(flops * 1e-12),
                 gigabytes_per_second: per_second(bytes * 1e-9),
                 roofline_fraction: per_second(self.ceilings.least(flops, bytes)),
+                algorithm: watch.algorithm(layer),
             }
         };
         let rows_of_layers: Vec<LayerRow> = layers.iter().zip(right).map(row).collect();
@@ -349,6 +352,13 @@ impl Report {
         }
         let shown = if verbose { 0 } else { self.batches.len().saturating_sub(1) };
         self.batches[shown..].iter().for_each(print_layers);
+        if self.batches.iter().flat_map(|b| &b.layers).any(|l| l.algorithm.is_some()) {
+            println!(
+                "\n  * by Winograd's algorithm, which needs a quarter of the products. Operations are \
+                 those of the definition,\n    so that more than 100 % of the roofline is possible; \
+                 HISTOKERN_CONV=direct computes by the definition."
+            );
+        }
         if let Some(slide) = &self.slide {
             slide.print();
         }
@@ -377,31 +387,40 @@ impl Report {
             "roofline_fraction",
             "ceiling_tflops",
             "ceiling_gigabytes_per_second",
+            "algorithm",
         ])
         .map_err(bad)?;
         let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
         for b in &self.batches {
-            let mut write =
-                |layer: &str, steps: usize, ms: Option<Spread>, rest: [Option<f64>; 5]| {
-                    let head = [self.version, &self.device, &self.model, &self.precision];
-                    let mut row: Vec<String> = head.iter().map(|s| s.to_string()).collect();
-                    row.extend([self.threads, b.rows].map(|n| n.to_string()));
-                    row.extend([layer.to_string(), steps.to_string(), b.samples.to_string()]);
-                    row.extend(
-                        [ms.map(|m| m.median), ms.map(|m| m.min), ms.map(|m| m.max)].map(number),
-                    );
-                    row.extend(rest.map(number));
-                    let c = &self.ceilings;
-                    row.push((c.flops_per_second * 1e-12).to_string());
-                    row.push((c.bytes_per_second * 1e-9).to_string());
-                    out.write_record(&row).map_err(bad)
-                };
+            let mut write = |(layer, how): (&str, Option<&str>),
+                             steps: usize,
+                             ms: Option<Spread>,
+                             rest: [Option<f64>; 5]| {
+                let head = [self.version, &self.device, &self.model, &self.precision];
+                let mut row: Vec<String> = head.iter().map(|s| s.to_string()).collect();
+                row.extend([self.threads, b.rows].map(|n| n.to_string()));
+                row.extend([layer.to_string(), steps.to_string(), b.samples.to_string()]);
+                row.extend(
+                    [ms.map(|m| m.median), ms.map(|m| m.min), ms.map(|m| m.max)].map(number),
+                );
+                row.extend(rest.map(number));
+                let c = &self.ceilings;
+                row.push((c.flops_per_second * 1e-12).to_string());
+                row.push((c.bytes_per_second * 1e-9).to_string());
+                row.push(how.unwrap_or_default().to_string());
+                out.write_record(&row).map_err(bad)
+            };
             let rates = [b.images_per_second, b.overlapped_images_per_second];
             let all: usize = b.layers.iter().map(|l| l.steps).sum();
-            write("", all, b.ms, [rates[0], rates[1], b.tflops, None, b.roofline_fraction])?;
+            write(
+                ("", None),
+                all,
+                b.ms,
+                [rates[0], rates[1], b.tflops, None, b.roofline_fraction],
+            )?;
             for l in &b.layers {
                 let rest = [None, None, l.tflops, l.gigabytes_per_second, l.roofline_fraction];
-                write(&l.name, l.steps, l.ms, rest)?;
+                write((&l.name, l.algorithm), l.steps, l.ms, rest)?;
             }
         }
         out.flush().map_err(|e| Error::io("standard output", e))
@@ -426,7 +445,10 @@ fn print_layers(batch: &Batch) {
             layer.tflops.unwrap_or(0.0),
             layer.gigabytes_per_second.unwrap_or(0.0),
             100.0 * layer.roofline_fraction.unwrap_or(0.0),
-            layer.name
+            match layer.algorithm {
+                Some(algorithm) => format!("{} * {algorithm}", layer.name),
+                None => layer.name.clone(),
+            }
         );
     }
 }

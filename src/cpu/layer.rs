@@ -13,6 +13,11 @@ pub(super) trait Layer: Send + Sync {
     /// Executes the step.
     fn run(&self, site: &Site<'_>);
 
+    /// How it computes, where that is not by the definition of its op.
+    fn algorithm(&self) -> Option<&'static str> {
+        None
+    }
+
     /// f32 elements of [`Scratch::hidden`] it needs.
     fn scratch(&self) -> usize {
         0

@@ -10,6 +10,7 @@ use crate::backend::Precision;
 use crate::error::{Error, Result};
 use bytemuck::Zeroable;
 use half::{bf16, f16};
+use std::any::TypeId;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Mutex;
@@ -82,7 +83,17 @@ pub(super) enum StoredMut<'a> {
     F32(&'a mut [f32]),
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
+    /// The numbers of a session that stores them as `T`.
+    pub fn of<T: bytemuck::Pod>(self) -> &'a [T] {
+        match self {
+            Stored::F16(v) if TypeId::of::<T>() == TypeId::of::<f16>() => bytemuck::cast_slice(v),
+            Stored::Bf16(v) if TypeId::of::<T>() == TypeId::of::<bf16>() => bytemuck::cast_slice(v),
+            Stored::F32(v) if TypeId::of::<T>() == TypeId::of::<f32>() => bytemuck::cast_slice(v),
+            _ => unreachable!("one session stores all its activations in one way"),
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Stored::F16(v) => v.len(),

@@ -9,7 +9,12 @@
 //! y = act(fma(acc, scale, bias) + residual)          absent: scale 1, bias 0, no residual
 //! ```
 //!
-//! In bf16 the links of a pair of neighbours take place in the order and with the rounding of the
+//! In FP16 and bf16 a convolution of 3 x 3 taps at stride 1 with enough channels is computed by Winograd's
+//! algorithm instead, a fixed sequence of f32 operations as well, whose sums are a few units in the
+//! last place of f32 apart from those above: see `winograd`. The shape alone decides. The environment
+//! variable `HISTOKERN_CONV=direct` turns that off.
+//!
+//! Elsewhere in bf16 the links of a pair of neighbours take place in the order and with the rounding of the
 //! instruction `vdpbf16ps`, which `pairs` also computes without it.
 //!
 //! Attention is two such products with a softmax between, in every precision all of it in f32:
@@ -24,7 +29,7 @@
 //! (batch norm, attention pooling, means over a bag) go in row order for each channel. Exponentials
 //! are polynomials of `math`, within one unit in the last place.
 //!
-//! From a step to the silicon: `session` turns each step into a layer (`conv`, `strips`, `parts`,
+//! From a step to the silicon: `session` turns each step into a layer (`conv`, `winograd`, `strips`, `parts`,
 //! `attention`, `tokens`, `pool`, `upsample`, `norm`, `bag`, `reduce`, `copy`), a layer lets a
 //! `team` of threads fill rectangles of its output (`memory`), and `matmul` feeds the tiles of
 //! `kernels`, of which there is one set for each [`Isa`] and precision.
@@ -48,23 +53,49 @@ mod session;
 mod strips;
 mod team;
 mod tokens;
+mod transforms;
 mod upsample;
 mod vector;
+mod winograd;
 
 pub use kernels::Isa;
 
 use crate::backend::{Backend, Precision, Session};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::plan::Plan;
 use kernels::Kernels;
 use std::sync::Arc;
 use team::Team;
 
+/// What computes the layers.
+#[derive(Clone, Copy)]
+struct Algorithms {
+    kernels: &'static Kernels,
+    /// Whether every convolution is computed by its definition.
+    direct: bool,
+}
+
+impl Algorithms {
+    /// Whether the environment variable `HISTOKERN_CONV` asks for convolutions by definition.
+    fn direct_from_env() -> Result<bool> {
+        match std::env::var_os("HISTOKERN_CONV") {
+            None => Ok(false),
+            Some(name) if name == "direct" => Ok(true),
+            Some(name) if name == "fast" => Ok(false),
+            Some(name) => Err(Error::usage(format!(
+                "HISTOKERN_CONV: no algorithm {:?}; one of direct, fast",
+                name.to_string_lossy()
+            ))),
+        }
+    }
+}
+
 /// The processor this program runs on.
 pub struct CpuBackend {
     kernels: &'static Kernels,
     team: Arc<Team>,
+    direct: bool,
 }
 
 impl CpuBackend {
@@ -81,7 +112,8 @@ impl CpuBackend {
             None => Isa::from_env()?.unwrap_or_else(Isa::detect),
         };
         let kernels = Kernels::of(isa, Precision::default())?;
-        Ok(CpuBackend { kernels, team: Arc::new(Team::new(threads)?) })
+        let direct = Algorithms::direct_from_env()?;
+        Ok(CpuBackend { kernels, team: Arc::new(Team::new(threads)?), direct })
     }
 
     /// The same threads and instruction set with other numbers.
@@ -93,15 +125,25 @@ impl CpuBackend {
         Ok(CpuBackend { kernels, ..self })
     }
 
+    /// The same with every convolution computed by its definition, none by Winograd's algorithm.
+    pub fn direct(self) -> CpuBackend {
+        CpuBackend { direct: true, ..self }
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.kernels.isa
     }
 
+    fn algorithms(&self) -> Algorithms {
+        Algorithms { kernels: self.kernels, direct: self.direct }
+    }
+
     #[cfg(test)]
     fn prepare_planned(&self, graph: Arc<Graph>, plan: Plan, rows: usize) -> Box<dyn Session> {
         Box::new(
-            session::CpuSession::new(graph, plan, self.kernels, self.team.clone(), rows).unwrap(),
+            session::CpuSession::new(graph, plan, self.algorithms(), self.team.clone(), rows)
+                .unwrap(),
         )
     }
 }
@@ -110,16 +152,26 @@ impl Backend for CpuBackend {
     fn name(&self) -> String {
         let threads = self.team.threads();
         let s = if threads == 1 { "" } else { "s" };
-        format!("cpu ({}, {threads} thread{s})", self.kernels.name())
+        let how = if self.direct { " direct" } else { "" };
+        format!("cpu ({}{how}, {threads} thread{s})", self.kernels.name())
     }
 
     fn precision(&self) -> Precision {
         self.kernels.precision
     }
 
+    fn transforms_convolutions(&self) -> bool {
+        !self.direct && self.kernels.precision != Precision::F32
+    }
+
     fn prepare(&self, graph: Arc<Graph>, max_rows: usize) -> Result<Box<dyn Session>> {
         let plan = Plan::new(&graph)?;
-        let team = self.team.clone();
-        Ok(Box::new(session::CpuSession::new(graph, plan, self.kernels, team, max_rows)?))
+        Ok(Box::new(session::CpuSession::new(
+            graph,
+            plan,
+            self.algorithms(),
+            self.team.clone(),
+            max_rows,
+        )?))
     }
 }

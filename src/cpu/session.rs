@@ -15,6 +15,7 @@ use super::reduce::BagReduce;
 use super::team::Team;
 use super::tokens::{Embed, GroupedNorm, Softmax, TokenMean};
 use super::upsample::Upsample;
+use super::{Algorithms, winograd};
 use crate::backend::{Input, Session};
 use crate::error::{Error, Result};
 use crate::graph::plan::{Plan, extent};
@@ -42,12 +43,13 @@ impl CpuSession {
     pub fn new(
         graph: Arc<Graph>,
         plan: Plan,
-        kernels: &'static Kernels,
+        algorithms: Algorithms,
         team: Arc<Team>,
         max_rows: usize,
     ) -> Result<CpuSession> {
+        let Algorithms { kernels, .. } = algorithms;
         let layers: Vec<Box<dyn Layer>> =
-            graph.steps.iter().map(|step| layer(&graph, step, kernels)).collect();
+            graph.steps.iter().map(|step| layer(&graph, step, algorithms)).collect();
         let hidden = layers.iter().map(|l| l.scratch()).max().unwrap_or(0);
         let scratch =
             || Mutex::new(Scratch { block: Block::new(), hidden: Aligned::zeros(hidden) });
@@ -135,7 +137,12 @@ impl Frame<'_> {
 }
 
 /// The layer of a step.
-fn layer(graph: &Graph, step: &Step, kernels: &'static Kernels) -> Box<dyn Layer> {
+fn layer(graph: &Graph, step: &Step, algorithms: Algorithms) -> Box<dyn Layer> {
+    let Algorithms { kernels, direct } = algorithms;
+    let fast = if direct { None } else { winograd::layer(graph, step, kernels) };
+    if let Some(layer) = fast {
+        return layer;
+    }
     let (input, output) = (graph.shape(step.inputs[0]), graph.shape(step.output));
     match step.op {
         Op::Normalize { mean, std } => Box::new(Normalize::new(mean, std)),
@@ -215,6 +222,10 @@ impl Session for CpuSession {
 
     fn run(&mut self, rows: usize, inputs: &[Input<'_>], outputs: &mut [&mut [f32]]) -> Result<()> {
         self.execute(rows, inputs, outputs, None)
+    }
+
+    fn algorithm(&self, step: usize) -> Option<&'static str> {
+        self.layers.get(step)?.algorithm()
     }
 
     fn run_timed(
