@@ -488,8 +488,8 @@ const FAULTS: &[Fault] = &[
 /// The cases that can show a fault.
 fn cases_of(fault: Option<&Fault>, numbers: Numbers) -> Result<Vec<Case>> {
     Ok(match fault.map(|f| f.file) {
-        Some("stem.cuh" | "stem.cu") => stems::stems(numbers),
-        Some("stem_pair.cu") => stems::pairs(numbers),
+        Some("stem.cuh" | "stem.cu") => stems::stems(numbers, 0.0),
+        Some("stem_pair.cu") => stems::pairs(numbers, 0.0),
         _ => cases::all(numbers)?,
     })
 }
