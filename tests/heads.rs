@@ -8,8 +8,9 @@ mod formula;
 use formula::{F32, compare};
 use histokern::backend::check::run_once;
 use histokern::cpu::CpuBackend;
-use histokern::graph::Input;
+use histokern::graph::{Input, Kept};
 use histokern::heads::{self, Scores};
+use histokern::pipeline::features::Rows;
 use histokern::pipeline::head::HeadSession;
 use histokern::recipe::Head;
 use histokern::weights::Tensors;
@@ -77,6 +78,27 @@ fn heads_match_pytorch() {
     }
 }
 
+/// A machine that holds features of 24 numbers.
+#[derive(Debug)]
+struct Held(Vec<f32>);
+
+impl Kept for Held {
+    fn rows(&self) -> usize {
+        self.0.len() / 24
+    }
+
+    fn width(&self) -> usize {
+        24
+    }
+
+    fn read(&self, rows: &[usize], numbers: &mut [f32]) -> histokern::Result<()> {
+        for (to, row) in numbers.chunks_mut(24).zip(rows) {
+            to.copy_from_slice(&self.0[24 * row..][..24]);
+        }
+        Ok(())
+    }
+}
+
 /// HistCode's CLAM_SB_Reg_NN_Pool: bags of 200 tiles are pooled by attention, larger ones by their
 /// extremes.
 #[test]
@@ -88,7 +110,13 @@ fn the_extremes_of_attention_are_pooled_as_in_pytorch() {
             heads::build(&head("clam-sb-nn-pool", ""), Some(24), &weights(&stored, case)).unwrap();
         let mut session = HeadSession::new(built, &cpu).unwrap();
         let features = numbers(&stored, &format!("{case}:features"));
-        let said = session.run(features.len() / 24, &features[..].into(), &[]).unwrap();
+        let n = features.len() / 24;
+        let said = session.run(n, &features[..].into(), &[]).unwrap();
+        // From a machine that holds them in another order.
+        let rows: Vec<usize> = (0..n).rev().collect();
+        let held = features.chunks(24).rev().collect::<Vec<_>>().concat();
+        let kept = session.run(n, &Rows::Machine(&Held(held), rows.into()), &[]).unwrap();
+        assert_eq!((&kept.prediction, &kept.scores), (&said.prediction, &said.scores), "{case}");
         for (name, got) in [("logits", &said.prediction.logits), ("scores", &said.scores)] {
             let (error, _) = compare(got, &numbers(&stored, &format!("{case}:{name}")));
             assert!(error <= 1e-3, "{case} {name}: {error:.2e}");

@@ -18,7 +18,7 @@ use histokern::{Error, Result};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// What happened to features, and what is allowed.
 #[derive(Debug)]
@@ -281,61 +281,66 @@ struct Setting {
     other: std::path::PathBuf,
 }
 
-fn setting() -> Setting {
-    let dir = tempfile::tempdir().unwrap();
-    let white = ("select = \"four-point\"\n", "max_white = 0.9\n");
-    let bags = ("[preprocess]\n", "[bag]\nsize = 4\nshuffle_seed = 3\n\n");
-    let jobs = [slide(dir.path(), 3, 0.5), slide(dir.path(), 5, 0.5)];
-    let plain = package(dir.path(), "plain", &[]);
-    let bags = package(dir.path(), "bags", &[white, bags]);
-    let same = package(dir.path(), "same", &[]);
-    let other = package(dir.path(), "other", &[]);
-    let recipe = other.join("recipe.toml");
-    let text = std::fs::read_to_string(&recipe).unwrap();
-    std::fs::write(&recipe, text.replace("mean = [0.5, 0.5, 0.5]", "mean = [0.4, 0.5, 0.5]"))
-        .unwrap();
-    Setting { _dir: dir, jobs, plain, bags, same, other }
+/// Made once for all tests, with what the CPU alone says of the plain package.
+fn setting() -> &'static (Setting, Said) {
+    static MADE: OnceLock<(Setting, Said)> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let white = ("select = \"four-point\"\n", "max_white = 0.9\n");
+        let bags = ("[preprocess]\n", "[bag]\nsize = 4\nshuffle_seed = 3\n\n");
+        let jobs = [slide(dir.path(), 3, 0.5), slide(dir.path(), 5, 0.5)];
+        let plain = package(dir.path(), "plain", &[]);
+        let bags = package(dir.path(), "bags", &[white, bags]);
+        let same = package(dir.path(), "same", &[]);
+        let other = package(dir.path(), "other", &[]);
+        let recipe = other.join("recipe.toml");
+        let text = std::fs::read_to_string(&recipe).unwrap();
+        let text = text.replace("mean = [0.5, 0.5, 0.5]", "mean = [0.4, 0.5, 0.5]");
+        std::fs::write(&recipe, text).unwrap();
+        let want = run(&cpu(), &[&plain], Parts::All, 4, &jobs);
+        assert!(want.bits().len() > 20 && want.slides.len() == 2, "{:?}", want.bits());
+        (Setting { _dir: dir, jobs, plain, bags, same, other }, want)
+    })
+}
+
+fn cpu() -> CpuBackend {
+    CpuBackend::new(2, None).unwrap()
 }
 
 #[test]
 fn features_that_stay_change_no_bit_and_are_not_brought() {
-    let Setting { jobs, plain, bags, same, other, .. } = &setting();
-    let cpu = CpuBackend::new(2, None).unwrap();
-    for (packages, stays) in [
-        (&[&**plain][..], true),
-        (&[&**bags], true),
-        (&[plain, same], true),
-        (&[plain, other], false),
+    let (Setting { jobs, plain, bags, same, other, .. }, said) = setting();
+    let both = |on: &dyn Backend, packages: &[&Path]| run(on, packages, Parts::All, 3, jobs).bits();
+    for (packages, batch, stays, want) in [
+        (&[&**plain][..], 1, true, said.bits()),
+        (&[plain], 64, true, said.bits()),
+        (&[bags], 3, true, both(&cpu(), &[bags])),
+        (&[plain, same], 3, true, both(&cpu(), &[plain, same])),
+        (&[plain, other], 3, false, both(&cpu(), &[plain, other])),
     ] {
-        let want = run(&cpu, packages, Parts::All, 4, jobs);
-        assert!(want.bits().len() > 20 && want.slides.len() == 2, "{:?}", want.bits());
-        for batch in [1, 3, 64] {
-            let keeping = Keeping::new(1000, false);
-            let got = run(&keeping, packages, Parts::All, batch, jobs);
-            assert!(got.bits() == want.bits(), "{packages:?}: other bits in batches of {batch}");
-            let [kept, brought, over_host] = keeping.counts();
-            assert_eq!((kept, brought, over_host == 0), (2 * usize::from(stays), 0, stays));
-            assert_eq!(got.remarks(), [""; 0]);
-        }
+        let keeping = Keeping::new(1000, false);
+        let got = run(&keeping, packages, Parts::All, batch, jobs);
+        assert!(got.bits() == want, "{packages:?}: other bits in batches of {batch}");
+        let [kept, brought, over_host] = keeping.counts();
+        assert_eq!((kept, brought, over_host == 0), (2 * usize::from(stays), 0, stays));
+        assert_eq!(got.remarks(), [""; 0]);
     }
 }
 
 /// Nothing reads them there, and who asks gets them without the detour.
 #[test]
 fn features_that_no_head_reads_go_to_the_host() {
-    let Setting { jobs, plain, .. } = &setting();
-    let cpu = CpuBackend::new(2, None).unwrap();
+    let (Setting { jobs, plain, .. }, _) = setting();
     let keeping = Keeping::new(1000, false);
-    let got = run(&keeping, &[plain], Parts::Encoder, 5, jobs);
-    let want = run(&cpu, &[plain], Parts::Encoder, 5, jobs);
+    let got = run(&keeping, &[plain], Parts::Encoder, 5, &jobs[..1]);
+    let want = run(&cpu(), &[plain], Parts::Encoder, 5, &jobs[..1]);
     assert!(got.features == want.features && got.features[0].len() > 100);
     assert_eq!(keeping.counts()[..2], [0, 0]);
 }
 
 #[test]
 fn without_room_features_go_over_the_host() {
-    let Setting { jobs, plain, .. } = &setting();
-    let want = run(&CpuBackend::new(2, None).unwrap(), &[plain], Parts::All, 4, jobs);
+    let (Setting { jobs, plain, .. }, want) = setting();
     let keeping = Keeping::new(2, false);
     let got = run(&keeping, &[plain], Parts::All, 4, jobs);
     assert!(got.bits() == want.bits(), "other bits");
@@ -347,11 +352,10 @@ fn without_room_features_go_over_the_host() {
 
 #[test]
 fn heads_come_before_features_where_memory_is_short() {
-    let Setting { jobs, plain, .. } = &setting();
-    let want = run(&CpuBackend::new(2, None).unwrap(), &[plain], Parts::All, 64, &jobs[..1]);
+    let (Setting { jobs, plain, .. }, want) = setting();
     let keeping = Keeping::new(1000, true);
     let got = run(&keeping, &[plain], Parts::All, 64, &jobs[..1]);
-    assert!(got.bits() == want.bits(), "other bits");
+    assert!(want.bits().starts_with(&got.bits()) && got.slides.len() == 1, "other bits");
     assert_eq!(keeping.counts(), [1, want.slides[0].0.len(), 0]);
     let [remark] = &got.remarks()[..] else { panic!("{:?}", got.remarks()) };
     assert!(remark.contains("over the host from now on: the features are in the way"), "{remark}");

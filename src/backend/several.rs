@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Several machines of one kind. A graph over pixels is readied on all of them and its batches are
-/// shared out; any other graph runs on the first.
+/// shared out; any other graph runs on the first. Results of several machines meet on the host.
 pub struct Several {
     machines: Vec<Box<dyn Backend>>,
 }

@@ -30,7 +30,8 @@ impl KeptRows {
         let what = format!("features of {rows} tiles");
         let bytes = rows.checked_mul(width).and_then(|n| n.checked_mul(4)).unwrap_or(usize::MAX);
         if bytes > gpu.free_bytes() / SHARE {
-            return Err(gpu.no_room(bytes, &format!("{what}, besides what reads them,")));
+            let what = format!("{what}, which may take 1/{SHARE} of what is free,");
+            return Err(gpu.no_room(bytes, &what));
         }
         Ok(KeptRows { buffer: Buffer::new(gpu, bytes, &what)?, rows, width })
     }

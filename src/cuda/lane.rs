@@ -352,9 +352,9 @@ unsafe fn copy_in<'i>(
     let (stream, fail) = (streams.copy_in.cu_stream(), |e| failed("input", e));
     for (source, mut to) in placed {
         match source {
-            // SAFETY: the caller's promise.
             Source::Host(bytes) => {
-                unsafe { result::memcpy_htod_async(to, bytes, stream) }.map_err(fail)?
+                // SAFETY: the caller's promise.
+                unsafe { result::memcpy_htod_async(to, bytes, stream) }.map_err(fail)?;
             }
             Source::Kept(from, rows) => {
                 for (from, bytes) in from.pieces(rows) {

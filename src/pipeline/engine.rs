@@ -31,8 +31,9 @@ pub struct Engine {
     /// Pixels of a tile that the encoder's session makes into its input by itself; 0 for none.
     tile_pixels: usize,
     notes: Vec<String>,
-    /// Whether features stay on the device for the heads.
+    /// Whether features stay on the device for the heads, and whether it was said that some do not.
     keeps: bool,
+    told: bool,
     /// The batch given to an encoder that works on one batch at a time: it runs when collected.
     waiting: Option<(usize, HostMemory)>,
 }
@@ -112,6 +113,7 @@ impl Engine {
             tile_pixels: 0,
             notes: Vec::new(),
             keeps: parts == Parts::All && whole.is_none(),
+            told: false,
             waiting: None,
         };
         for package in packages {
@@ -295,7 +297,8 @@ impl Engine {
     }
 
     /// Where the features of a slide of up to `tiles` tiles go: they stay on the device if it keeps
-    /// them, one encoder makes them and heads read them. The text says why there is no room for that.
+    /// them, one encoder makes them and heads read them. The text says why there is no room for that,
+    /// the first time.
     ///
     /// # Errors
     /// [`crate::Kind::Device`] when the device fails.
@@ -307,7 +310,8 @@ impl Engine {
         match overlapped.map_or(Ok(None), |overlapped| overlapped.keep(tiles)) {
             Ok(kept) => Ok((kept.map_or_else(host, Features::kept), None)),
             Err(error) if error.kind() == Kind::Limit => {
-                Ok((host(), Some(format!("features go over the host: {error}"))))
+                let first = !std::mem::replace(&mut self.told, true);
+                Ok((host(), first.then(|| format!("features go over the host: {error}"))))
             }
             Err(error) => Err(error),
         }

@@ -1,6 +1,7 @@
 //! Looking at one slide more closely than a prediction needs: overlapping tiles, and every head on
 //! every tile alone.
 
+use super::predict::with_room;
 use super::{Engine, Features, Finished, Job, Observer, Options, Sink, queue};
 use crate::backend::{Backend, Input};
 use crate::error::{Error, Result};
@@ -46,12 +47,18 @@ impl Sink for Keep {
     fn skipped(&mut self, _: &Job) {}
 }
 
-/// Raw attention of one head over all tiles as one bag, `[tiles, branches]`.
+/// Raw attention of one head over all tiles as one bag, `[tiles, branches]`; nothing needs the features
+/// after that.
 ///
 /// # Errors
 /// As [`Engine::predict`]; [`crate::Kind::Usage`] for a head without attention or with clinical
 /// values, whose scores would need them.
-pub fn attention(engine: &mut Engine, head: usize, features: &Features) -> Result<Vec<f32>> {
+pub fn attention(
+    engine: &mut Engine,
+    head: usize,
+    mut features: Features,
+    observer: &dyn Observer,
+) -> Result<Vec<f32>> {
     let Some(of) = engine.heads().nth(head) else {
         return Err(Error::usage(format!("no head number {head}")));
     };
@@ -61,8 +68,9 @@ pub fn attention(engine: &mut Engine, head: usize, features: &Features) -> Resul
     // Clinical values come after the attention and do not change it.
     let clinical: Vec<Vec<f32>> = engine.heads().map(|h| vec![0.0; h.clinical]).collect();
     let all: Vec<usize> = (0..features.rows()).collect();
-    let bag = features.bag(&all);
-    let mut predictions = engine.predict(0, all.len(), &bag, &clinical, &mut || {})?;
+    let mut predictions = with_room(engine, &mut features, observer, |engine, features| {
+        engine.predict(0, all.len(), &features.bag(&all), &clinical, &mut || {})
+    })?;
     Ok(predictions.swap_remove(head).scores)
 }
 

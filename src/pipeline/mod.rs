@@ -2,8 +2,8 @@
 //!
 //! [`queue::run`] is the whole path. A producer thread opens one slide after another, decides its
 //! tiles ([`prepare`]) and lets decode workers fill the rows of batch slots ([`decode`]); the
-//! calling thread encodes full slots on the [`Engine`], collects the features of the slide and
-//! hands the finished bag to the caller. The ring of slots gives back-pressure, and the next
+//! calling thread encodes full slots on the [`Engine`], which keeps the [`Features`] of the slide on
+//! its device where it can, and hands the finished bag to the caller. The ring of slots gives back-pressure, and the next
 //! slide is decoded while the last batches of this one are computed.
 
 pub mod bag_list;

@@ -52,9 +52,31 @@ pub fn clinical(engine: &Engine, table: Option<&Table>, patient: &str) -> Result
         .collect()
 }
 
+/// Asks heads about features. Those on a machine whose memory the heads need are brought to the host,
+/// and the heads asked again.
+///
+/// # Errors
+/// What `ask` returns, or as [`Features::bring`].
+pub fn with_room<T>(
+    engine: &mut Engine,
+    features: &mut Features,
+    observer: &dyn Observer,
+    ask: impl Fn(&mut Engine, &Features) -> Result<T>,
+) -> Result<T> {
+    match ask(engine, features) {
+        Err(error) if error.kind() == Kind::Limit && features.are_kept() => {
+            features.bring()?;
+            engine.keep_no_more();
+            let what = format!("features go over the host from now on: {error}");
+            observer.event(Event::Remark(&what));
+            ask(engine, features)
+        }
+        said => said,
+    }
+}
+
 /// Runs every head of the engine over the bags of a slide, and takes the mean over its packages.
-/// `bags` hold rows of the features. Those on a machine whose memory the heads need are brought to the
-/// host.
+/// `bags` hold rows of the features.
 ///
 /// # Errors
 /// As [`Engine::predict`]; [`crate::Kind::Usage`] when there is no bag.
@@ -68,16 +90,9 @@ pub fn predict(
     if bags.is_empty() || features.rows() == 0 {
         return Err(Error::usage("there is no bag to predict from"));
     }
-    match all(engine, features, bags, clinical, observer) {
-        Err(error) if error.kind() == Kind::Limit && features.are_kept() => {
-            features.bring()?;
-            engine.keep_no_more();
-            let what = format!("features go over the host from now on: {error}");
-            observer.event(Event::Remark(&what));
-            all(engine, features, bags, clinical, observer)
-        }
-        said => said,
-    }
+    with_room(engine, features, observer, |engine, features| {
+        all(engine, features, bags, clinical, observer)
+    })
 }
 
 /// What all packages say.

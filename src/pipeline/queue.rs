@@ -125,9 +125,7 @@ pub fn run(
             })
             .map_err(|e| Error::io("starting the decode thread", e))?;
         let (open, under_way) = (VecDeque::new(), VecDeque::new());
-        let told = false;
-        let mut consumer =
-            Consumer { engine, jobs, observer, sink, lanes, free, open, under_way, told };
+        let mut consumer = Consumer { engine, jobs, observer, sink, lanes, free, open, under_way };
         // Both ends are dropped here, also on an error, which is what stops the producer.
         let outcome = consumer.run(from_producer);
         drop(consumer);
@@ -248,8 +246,6 @@ struct Consumer<'a> {
     /// under way belong to them in order.
     open: VecDeque<Current>,
     under_way: VecDeque<Batch>,
-    /// Whether the observer knows that features go over the host.
-    told: bool,
 }
 
 impl Consumer<'_> {
@@ -320,17 +316,15 @@ impl Consumer<'_> {
             seconds,
             start: Instant::now(),
         });
-        match (self.engine.features(tiles), self.open.back_mut()) {
-            (Ok((features, note)), Some(current)) => {
-                current.features = features;
-                if let Some(note) = note.filter(|_| !std::mem::replace(&mut self.told, true)) {
-                    self.observer.event(Event::Remark(&note));
-                }
-                Ok(())
-            }
-            (Err(error), _) => self.device_failed(error),
-            _ => Ok(()),
+        let (features, note) = match self.engine.features(tiles) {
+            Ok(place) => place,
+            Err(error) => return self.device_failed(error),
+        };
+        note.iter().for_each(|note| self.observer.event(Event::Remark(note)));
+        if let Some(current) = self.open.back_mut() {
+            current.features = features;
         }
+        Ok(())
     }
 
     /// Drops the tiles of a batch that the gate does not let pass.

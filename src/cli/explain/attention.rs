@@ -71,10 +71,10 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
     };
     let coarse = explain::encode(&mut engine, &job, &options, &progress)?;
     let branches = engine.heads().nth(head).map_or(1, |h| h.branches);
-    let reference = explain::attention(&mut engine, head, &coarse.features)?;
+    let reference = explain::attention(&mut engine, head, coarse.features, &progress)?;
     options.stride_px = Some(stride(engine.recipe(), args.overlap)?);
     let fine = explain::encode(&mut engine, &job, &options, &progress)?;
-    let scores = explain::attention(&mut engine, head, &fine.features)?;
+    let scores = explain::attention(&mut engine, head, fine.features, &progress)?;
     progress.finish();
 
     let coords: Vec<[i64; 2]> = fine.tiles.iter().map(|&i| fine.prepared.grid.origins[i]).collect();

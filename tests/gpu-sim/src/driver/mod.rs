@@ -6,8 +6,8 @@
 //! `GPU_SIM_DEVICES` number of devices (1; 0 stands for none), `GPU_SIM_MEMORY` bytes of memory of each
 //! device (16 GiB), `GPU_SIM_THREADS` worker threads (2), `GPU_SIM_SMS` multiprocessors to report (4),
 //! `GPU_SIM_CHECK=0` no checks but bounds and alignment, `GPU_SIM_EAGER=1` every operation at once,
-//! `GPU_SIM_TRACE=1` one line on stderr per launch and per copy, `GPU_SIM_FAIL_LAUNCH=n` the n-th launch fails as a
-//! faulty kernel does, `GPU_SIM_FAIL_ALLOC=n` the n-th allocation finds no memory.
+//! `GPU_SIM_TRACE=1` one line on stderr per launch and per copy, `GPU_SIM_FAIL_LAUNCH=n` the n-th launch
+//! fails as a faulty kernel does, `GPU_SIM_FAIL_ALLOC=n` the n-th allocation finds no memory.
 //!
 //! A kernel that fails prints its report on stderr; that launch, and every call after it, returns
 //! `CUDA_ERROR_LAUNCH_FAILED`, as on a device.
