@@ -31,11 +31,13 @@ pub fn decode(
     }
     samples.truncate(wanted);
     if layout.differences {
-        for row in samples.chunks_exact_mut(row) {
-            for i in layout.samples..row.len() {
-                row[i] = row[i].wrapping_add(row[i - layout.samples]);
-            }
-        }
+        let add_up = match layout.samples {
+            1 => add_up::<1>,
+            3 => add_up::<3>,
+            4 => add_up::<4>,
+            n => return Err(Error::unsupported(format!("differences of {n} samples a pixel"))),
+        };
+        samples.chunks_exact_mut(row).for_each(add_up);
     }
     match layout.samples {
         1 => grey_to_rgb(samples, layout.photometric == Photometric::MinIsWhite, out),
@@ -74,15 +76,24 @@ fn lzw(bytes: &[u8], out: &mut [u8]) -> Result<usize> {
 }
 
 fn deflate(bytes: &[u8], out: &mut [u8]) -> Result<usize> {
-    use flate2::{Decompress, FlushDecompress, Status};
-    let mut stream = Decompress::new(true);
-    let status = stream.decompress(bytes, out, FlushDecompress::Finish);
-    let status = status.map_err(|e| Error::malformed(format!("Deflate: {e}")).caused_by(e))?;
-    let produced = stream.total_out() as usize;
-    if status != Status::StreamEnd && produced < out.len() {
+    let mut decoder = fdeflate::Decompressor::new();
+    let step = decoder.read(bytes, out, 0, true);
+    let (_, produced) = step.map_err(|e| Error::malformed(format!("Deflate: {e:?}")))?;
+    if !decoder.is_done() && produced < out.len() {
         return Err(Error::malformed(format!("Deflate stream ends after {produced} bytes")));
     }
     Ok(produced)
+}
+
+/// Undoes predictor 2 in a row of pixels of `N` samples.
+fn add_up<const N: usize>(row: &mut [u8]) {
+    let mut left = [0u8; N];
+    for pixel in row.as_chunks_mut::<N>().0 {
+        for (sample, left) in pixel.iter_mut().zip(&mut left) {
+            *left = left.wrapping_add(*sample);
+            *sample = *left;
+        }
+    }
 }
 
 fn packbits(mut bytes: &[u8], out: &mut [u8]) -> Result<usize> {
