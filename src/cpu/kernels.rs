@@ -5,7 +5,7 @@
 
 use super::memory::{Stored, StoredMut};
 use super::pairs;
-use super::vector::{self, Finish, Norm, tile};
+use super::vector::{self, Finish, Finished, Norm, tile};
 use crate::backend::Precision;
 use crate::error::{Error, Result};
 use half::slice::HalfFloatSliceExt;
@@ -127,8 +127,9 @@ pub(super) struct Kernels {
     widen_bf16: unsafe fn(&[bf16], &mut [f32]),
     narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
     finish: unsafe fn(&mut [f32], &Finish<'_>),
+    emit: unsafe fn(Finished<'_>),
     normalize: unsafe fn(&mut [f32], &Norm<'_>),
-    exponentials: unsafe fn(&mut [f32], f64) -> f64,
+    exponentials: unsafe fn(&mut [f32], f32) -> f64,
 }
 
 impl Kernels {
@@ -297,6 +298,12 @@ impl Kernels {
         unsafe { (self.finish)(sums, with) }
     }
 
+    /// Finishes the sums of a panel and stores them: see [`vector::emit`].
+    pub fn emit(&self, sums: Finished<'_>) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.emit)(sums) }
+    }
+
     /// Normalises a group of channels in place: see [`vector::normalize`].
     pub fn normalize(&self, values: &mut [f32], with: &Norm<'_>) {
         // SAFETY: the processor has the instruction set (see the module).
@@ -304,7 +311,7 @@ impl Kernels {
     }
 
     /// `exp((x - largest) * scale)` in place, and the sum of that: a softmax before its division.
-    pub fn exponentials(&self, values: &mut [f32], scale: f64) -> f64 {
+    pub fn exponentials(&self, values: &mut [f32], scale: f32) -> f64 {
         // SAFETY: the processor has the instruction set (see the module).
         unsafe { (self.exponentials)(values, scale) }
     }
@@ -360,10 +367,94 @@ macro_rules! compiled {
         }
 
         #[target_feature(enable = $features)]
-        fn $exponentials(values: &mut [f32], scale: f64) -> f64 {
+        fn $exponentials(values: &mut [f32], scale: f32) -> f64 {
             vector::exponentials(values, scale)
         }
     };
+}
+
+/// Compiles [`vector::emit`] for an instruction set: its registers, and how it converts a register and
+/// slices of numbers.
+macro_rules! emit {
+    ($([$features:literal])?, $name:ident, $register:ty, $load:path, $keep:path, [$widen:path, $narrow:path, $widen_bf16:path, $narrow_bf16:path]) => {
+        $(#[target_feature(enable = $features)])?
+        unsafe fn $name(sums: Finished<'_>) {
+            let widen = |from: Stored<'_>, to: &mut [f32]| match from {
+                Stored::F16(from) => $widen(from, to),
+                Stored::Bf16(from) => $widen_bf16(from, to),
+                Stored::F32(from) => to.copy_from_slice(from),
+            };
+            let narrow = |from: &[f32], to: StoredMut<'_>| match to {
+                StoredMut::F16(to) => $narrow(from, to),
+                StoredMut::Bf16(to) => $narrow_bf16(from, to),
+                StoredMut::F32(to) => to.copy_from_slice(from),
+            };
+            let load = |from: Stored<'_>| $load(from, widen);
+            let keep = |register: $register, to: StoredMut<'_>| $keep(register, to, narrow);
+            // SAFETY: the features are enabled here.
+            unsafe {
+                vector::emit::<$register>(sums, (load, keep), (widen, narrow))
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256, __m512};
+
+#[cfg(target_arch = "x86_64")]
+emit!(
+    ["avx512f,avx512bw,avx512vl,avx2,fma,f16c"],
+    emit_avx512,
+    __m512,
+    vector::x86::load_avx512,
+    vector::x86::keep_avx512,
+    [vector::x86::widen_avx512, vector::x86::narrow_avx512, pairs::widen, pairs::narrow]
+);
+#[cfg(target_arch = "x86_64")]
+emit!(
+    ["avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"],
+    emit_avx512_bf16,
+    __m512,
+    vector::x86::load_avx512,
+    pairs::x86::keep,
+    [vector::x86::widen_avx512, vector::x86::narrow_avx512, pairs::widen, pairs::x86::narrow]
+);
+#[cfg(target_arch = "x86_64")]
+emit!(
+    ["avx2,fma,f16c"],
+    emit_avx2,
+    __m256,
+    vector::load_row,
+    vector::keep_row,
+    [vector::x86::widen_avx2, vector::x86::narrow_avx2, pairs::widen, pairs::narrow]
+);
+#[cfg(target_arch = "aarch64")]
+emit!(
+    ["neon"],
+    emit_neon,
+    std::arch::aarch64::float32x4_t,
+    vector::load_row,
+    vector::keep_row,
+    [widen_half, narrow_half, pairs::widen, pairs::narrow]
+);
+emit!(
+    ,
+    emit_portable,
+    f32,
+    vector::load_row,
+    vector::keep_row,
+    [widen_half, narrow_half, pairs::widen, pairs::narrow]
+);
+
+/// f16 to f32, exactly, without instructions of its own.
+fn widen_half(from: &[f16], to: &mut [f32]) {
+    from.convert_to_f32_slice(to);
+}
+
+/// f32 to f16, to nearest even, without instructions of its own.
+fn narrow_half(from: &[f32], to: &mut [f16]) {
+    to.convert_from_f32_slice(from);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -371,7 +462,7 @@ compiled!(
     "avx512f,avx512bw,avx512vl,avx2,fma,f16c",
     [tile_avx512, finish_avx512, normalize_avx512, exponentials_avx512],
     [pair_tile_avx512, widen_bf16_avx512, narrow_bf16_avx512],
-    std::arch::x86_64::__m512,
+    __m512,
     2,
     32
 );
@@ -400,6 +491,7 @@ const AVX512_BASE: Kernels = Kernels {
     widen: vector::x86::widen_avx512,
     narrow: vector::x86::narrow_avx512,
     finish: finish_avx512,
+    emit: emit_avx512,
     normalize: normalize_avx512,
     exponentials: exponentials_avx512,
 };
@@ -415,6 +507,7 @@ static AVX512_BF16: Kernels = Kernels {
         (14, pairs::x86::tile::<14>),
     ],
     narrow_bf16: pairs::x86::narrow,
+    emit: emit_avx512_bf16,
     ..AVX512_BASE
 };
 
@@ -423,7 +516,7 @@ compiled!(
     "avx2,fma,f16c",
     [tile_avx2, finish_avx2, normalize_avx2, exponentials_avx2],
     [pair_tile_avx2, widen_bf16_avx2, narrow_bf16_avx2],
-    std::arch::x86_64::__m256,
+    __m256,
     2,
     16
 );
@@ -442,6 +535,7 @@ const AVX2_BASE: Kernels = Kernels {
     widen: vector::x86::widen_avx2,
     narrow: vector::x86::narrow_avx2,
     finish: finish_avx2,
+    emit: emit_avx2,
     normalize: normalize_avx2,
     exponentials: exponentials_avx2,
 };
@@ -467,9 +561,10 @@ const NEON_BASE: Kernels = Kernels {
     isa: Isa::Neon,
     columns: 16,
     tiles: &[(1, tile_neon::<1>), (3, tile_neon::<3>), (6, tile_neon::<6>)],
-    widen: |from, to| from.convert_to_f32_slice(to),
-    narrow: |from, to| to.convert_from_f32_slice(from),
+    widen: widen_half,
+    narrow: narrow_half,
     finish: finish_neon,
+    emit: emit_neon,
     normalize: normalize_neon,
     exponentials: exponentials_neon,
 };
@@ -484,9 +579,10 @@ const PORTABLE_BASE: Kernels = Kernels {
     isa: Isa::Portable,
     columns: 8,
     tiles: &[(1, tile::<f32, 1, 8>), (4, tile::<f32, 4, 8>)],
-    widen: |from, to| from.convert_to_f32_slice(to),
-    narrow: |from, to| to.convert_from_f32_slice(from),
+    widen: widen_half,
+    narrow: narrow_half,
     finish: vector::finish,
+    emit: emit_portable,
     normalize: vector::normalize,
     exponentials: vector::exponentials,
 };

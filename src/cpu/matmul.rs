@@ -21,6 +21,11 @@ impl Block {
         Block { a: Aligned::zeros(a), c: Aligned::zeros(c) }
     }
 
+    /// The sums of all rows, which are [`C_PITCH`] apart.
+    pub fn sums(&mut self) -> &mut [f32] {
+        &mut self.c
+    }
+
     /// The sums of a row.
     pub fn row(&mut self, row: usize, columns: usize) -> &mut [f32] {
         &mut self.c[row * C_PITCH..][..columns]

@@ -30,6 +30,15 @@ impl Team {
         self.threads
     }
 
+    /// Does `work` on one of the threads: what it calls [`Team::each`] for then begins without a
+    /// message to threads that sleep.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
     /// Calls `work(worker, task)` once for every task, `worker < threads`, and returns when all
     /// are done. A worker does one task at a time.
     pub fn each(&self, tasks: usize, work: impl Fn(usize, usize) + Sync) {

@@ -1,20 +1,24 @@
 //! One register of f32 lanes of each instruction set, and the loops written once over it.
 
-use super::kernels::{A_PITCH, C_PITCH};
+use super::kernels::{A_PITCH, C_PITCH, MAX_COLUMNS};
 use super::math;
+use super::memory::{Rows, RowsMut, Stored, StoredMut};
 use crate::graph::Act;
 
 /// A register of f32 lanes.
 ///
 /// # Safety
 /// Every method needs a processor that has the instruction set, and code compiled for it around
-/// the call; pointers must be good for `LANES` elements and aligned to all of them (`splat`: one).
+/// the call; pointers must be good for `LANES` elements (`splat`: one).
 pub(super) trait Vector: Copy {
     const LANES: usize;
     unsafe fn zero() -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(from: *const f32) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    /// 0 where it is below; a NaN stays one.
+    unsafe fn relu(self) -> Self;
     /// `self * by + plus`, rounded once.
     unsafe fn fma(self, by: Self, plus: Self) -> Self;
 }
@@ -24,8 +28,7 @@ pub(super) trait Vector: Copy {
 /// C of [`C_PITCH`] elements, B of exactly the tile's width. `first` starts from 0, not from C.
 ///
 /// # Safety
-/// As [`Vector`]; `a`, `b`, `c` must be good for the elements named above, `b` and `c` aligned to
-/// cache lines.
+/// As [`Vector`]; `a`, `b`, `c` must be good for the elements named above.
 #[inline(always)]
 pub(super) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(
     a: *const f32,
@@ -100,6 +103,114 @@ fn each(sums: &mut [f32], with: &Finish<'_>, act: impl Fn(f32) -> f32) {
     }
 }
 
+/// Sums of consecutive positions, what they are finished with, and where they go.
+pub(super) struct Finished<'a> {
+    /// Rows of [`C_PITCH`], of which the first `columns` count.
+    pub sums: &'a mut [f32],
+    pub columns: usize,
+    /// Its residual is absent: it stands beside it.
+    pub with: Finish<'a>,
+    pub residual: Option<Rows<'a>>,
+    pub to: RowsMut<'a>,
+    /// Whether the finished sums are wanted in place, too.
+    pub returned: bool,
+}
+
+/// Finishes sums and stores them, row by row: `convert.0` loads a register from stored numbers and
+/// `convert.1` stores one; `slices` do the same for slices.
+///
+/// # Safety
+/// As [`Vector`].
+#[inline(always)]
+pub(super) unsafe fn emit<V: Vector>(
+    sums: Finished<'_>,
+    convert: (impl Fn(Stored<'_>) -> V, impl Fn(V, StoredMut<'_>)),
+    slices: (impl Fn(Stored<'_>, &mut [f32]), impl Fn(&[f32], StoredMut<'_>)),
+) {
+    match sums.with.act {
+        _ if !sums.columns.is_multiple_of(V::LANES) || sums.returned => emit_slices(sums, slices),
+        // SAFETY: the caller's.
+        Act::None => unsafe { emit_registers(sums, convert, |x: V| x) },
+        // SAFETY: the caller's.
+        Act::Relu => unsafe { emit_registers(sums, convert, |x: V| x.relu()) },
+        _ => emit_slices(sums, slices),
+    }
+}
+
+/// Numbers that do not leave their register before they are stored.
+///
+/// # Safety
+/// As [`Vector`].
+#[inline(always)]
+unsafe fn emit_registers<V: Vector>(
+    sums: Finished<'_>,
+    (load, keep): (impl Fn(Stored<'_>) -> V, impl Fn(V, StoredMut<'_>)),
+    act: impl Fn(V) -> V,
+) {
+    let Finished { sums, columns, with, residual, mut to, .. } = sums;
+    let (scale, bias) = (&with.scale[..columns], &with.bias[..columns]);
+    for (i, row) in sums.chunks(C_PITCH).enumerate() {
+        let (row, residual) = (&row[..columns], residual.as_ref().map(|rows| rows.row(i)));
+        let Some(mut to) = to.row(i) else { continue };
+        for first in (0..columns).step_by(V::LANES) {
+            let lanes = first..first + V::LANES;
+            // SAFETY: the caller's; every slice has the columns of these lanes.
+            unsafe {
+                let at = |slice: &[f32]| V::load(slice.as_ptr().add(first));
+                let mut x = at(row).fma(at(scale), at(bias));
+                if let Some(residual) = residual {
+                    x = x.add(load(residual.part(lanes.clone())));
+                }
+                keep(act(x), to.part(lanes));
+            }
+        }
+    }
+}
+
+/// Any number of columns and any activation; leaves the finished numbers in place of the sums.
+#[inline(always)]
+fn emit_slices(
+    sums: Finished<'_>,
+    (widen, narrow): (impl Fn(Stored<'_>, &mut [f32]), impl Fn(&[f32], StoredMut<'_>)),
+) {
+    let Finished { sums, columns, with, residual, mut to, .. } = sums;
+    let mut added = [0.0; MAX_COLUMNS];
+    for (i, row) in sums.chunks_mut(C_PITCH).enumerate() {
+        let row = &mut row[..columns];
+        let residual = residual.as_ref().map(|residual| {
+            let added = &mut added[..columns];
+            widen(residual.row(i), added);
+            &*added
+        });
+        finish(row, &Finish { residual, ..with });
+        if let Some(to) = to.row(i) {
+            narrow(row, to);
+        }
+    }
+}
+
+/// A register of stored numbers, by way of memory.
+#[inline(always)]
+pub(super) fn load_row<V: Vector>(from: Stored<'_>, widen: impl Fn(Stored<'_>, &mut [f32])) -> V {
+    let mut row = [0.0; LANES];
+    widen(from, &mut row[..V::LANES]);
+    // SAFETY: a whole register; whoever has a closure for its instruction set has that, too.
+    unsafe { V::load(row.as_ptr()) }
+}
+
+/// A register as stored numbers, by way of memory.
+#[inline(always)]
+pub(super) fn keep_row<V: Vector>(
+    register: V,
+    to: StoredMut<'_>,
+    narrow: impl Fn(&[f32], StoredMut<'_>),
+) {
+    let mut row = [0.0; LANES];
+    // SAFETY: as above.
+    unsafe { register.store(row.as_mut_ptr()) };
+    narrow(&row[..V::LANES], to);
+}
+
 /// What is done to a group of channels of one position.
 #[derive(Clone, Copy)]
 pub(super) struct Norm<'a> {
@@ -126,14 +237,15 @@ pub(super) fn normalize(values: &mut [f32], with: &Norm<'_>) {
 
 /// `exp((x - largest) * scale)` in place, and the sum of that. Plain code like [`finish`].
 #[inline(always)]
-pub(super) fn exponentials(values: &mut [f32], scale: f64) -> f64 {
+pub(super) fn exponentials(values: &mut [f32], scale: f32) -> f64 {
     let largest = fold(values, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max) as f64;
-    values.iter_mut().for_each(|x| *x = math::exp((*x as f64 - largest) * scale));
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    values.iter_mut().for_each(|x| *x = math::exp32((*x - largest) * scale));
     sum(values, |x| x)
 }
 
-/// Partial sums, the same number for every instruction set so that their order is, too.
+/// Partial sums, the same number for every instruction set so that their order is, too; no register
+/// has more lanes.
 const LANES: usize = 16;
 
 /// Folds every [`LANES`]th value into one result.
@@ -180,14 +292,23 @@ impl Vector for f32 {
         unsafe { *from }
     }
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self + other
+    }
+    #[inline(always)]
+    unsafe fn relu(self) -> Self {
+        if self < 0.0 { 0.0 } else { self }
+    }
+    #[inline(always)]
     unsafe fn fma(self, by: Self, plus: Self) -> Self {
         self.mul_add(by, plus)
     }
 }
 
-/// Implements [`Vector`] by five intrinsics.
+/// Implements [`Vector`] by intrinsics; the maximum is its second operand where one is a NaN.
 macro_rules! vector {
-    ($register:ty, $lanes:expr, $zero:expr, $load:path, $store:path, $splat:expr, $fma:expr) => {
+    ($register:ty, $lanes:expr, $zero:expr, $load:path, $store:path, $splat:expr, $fma:expr,
+        $add:expr, $max:expr) => {
         impl super::Vector for $register {
             const LANES: usize = $lanes;
             #[inline(always)]
@@ -211,6 +332,16 @@ macro_rules! vector {
                 unsafe { $splat(*from) }
             }
             #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                // SAFETY: the caller has the instruction set.
+                unsafe { $add(self, other) }
+            }
+            #[inline(always)]
+            unsafe fn relu(self) -> Self {
+                // SAFETY: the caller has the instruction set.
+                unsafe { $max($zero(), self) }
+            }
+            #[inline(always)]
             unsafe fn fma(self, by: Self, plus: Self) -> Self {
                 // SAFETY: the caller has the instruction set.
                 unsafe { $fma(self, by, plus) }
@@ -221,31 +352,79 @@ macro_rules! vector {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use half::f16;
+    use super::{Stored, StoredMut, keep_row, load_row};
+    use half::{bf16, f16};
     use std::arch::x86_64::*;
 
     vector!(
         __m512,
         16,
         _mm512_setzero_ps,
-        _mm512_load_ps,
-        _mm512_store_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
         _mm512_set1_ps,
-        _mm512_fmadd_ps
+        _mm512_fmadd_ps,
+        _mm512_add_ps,
+        _mm512_max_ps
     );
     vector!(
         __m256,
         8,
         _mm256_setzero_ps,
-        _mm256_load_ps,
-        _mm256_store_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
         _mm256_set1_ps,
-        _mm256_fmadd_ps
+        _mm256_fmadd_ps,
+        _mm256_add_ps,
+        _mm256_max_ps
     );
 
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
+    /// A register of stored numbers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+    pub(in super::super) fn load_avx512(
+        from: Stored<'_>,
+        widen: impl Fn(Stored<'_>, &mut [f32]),
+    ) -> __m512 {
+        match from {
+            Stored::F16(from) => {
+                let from: &[f16; 16] = from.try_into().expect("as long as a register");
+                // SAFETY: sixteen elements.
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+            }
+            Stored::Bf16(from) => {
+                let from: &[bf16; 16] = from.try_into().expect("as long as a register");
+                // SAFETY: as above.
+                let bits = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            }
+            from => load_row(from, widen),
+        }
+    }
+
+    /// A register as stored numbers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+    pub(in super::super) fn keep_avx512(
+        x: __m512,
+        to: StoredMut<'_>,
+        narrow: impl Fn(&[f32], StoredMut<'_>),
+    ) {
+        match to {
+            StoredMut::F16(to) => {
+                let to: &mut [f16; 16] = to.try_into().expect("as long as a register");
+                let halves = _mm512_cvtps_ph::<NEAREST>(x);
+                // SAFETY: sixteen elements.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), halves) };
+            }
+            to => keep_row(x, to, narrow),
+        }
+    }
+
     /// f16 to f32, exactly. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     pub(in super::super) fn widen_avx512(from: &[f16], to: &mut [f32]) {
         assert_eq!(from.len(), to.len());
@@ -269,6 +448,7 @@ pub(super) mod x86 {
     }
 
     /// f32 to f16, to nearest even. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     pub(in super::super) fn narrow_avx512(from: &[f32], to: &mut [f16]) {
         assert_eq!(from.len(), to.len());
@@ -293,6 +473,7 @@ pub(super) mod x86 {
     }
 
     /// f16 to f32, exactly. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(in super::super) fn widen_avx2(from: &[f16], to: &mut [f32]) {
         assert_eq!(from.len(), to.len());
@@ -307,6 +488,7 @@ pub(super) mod x86 {
     }
 
     /// f32 to f16, to nearest even. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(in super::super) fn narrow_avx2(from: &[f32], to: &mut [f16]) {
         assert_eq!(from.len(), to.len());
@@ -362,5 +544,12 @@ pub(super) mod arm {
         vdupq_n_f32(0.0)
     }
 
-    vector!(float32x4_t, 4, zero, vld1q_f32, vst1q_f32, vdupq_n_f32, fma);
+    /// `x` where it is a NaN, unlike `vmaxq_f32` of a NaN that signals.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn max(zero: float32x4_t, x: float32x4_t) -> float32x4_t {
+        vbslq_f32(vcltq_f32(x, zero), zero, x)
+    }
+
+    vector!(float32x4_t, 4, zero, vld1q_f32, vst1q_f32, vdupq_n_f32, fma, vaddq_f32, max);
 }
