@@ -1,12 +1,12 @@
 //! Convolutions and linear layers as an implicit matrix product: one row for each output position,
 //! its taps gathered straight from the input, zeros where the window hangs over the edge.
 
+use super::epilogue::Finish;
 use super::kernels::{Kernels, MAX_DEPTH, MAX_ROWS};
 use super::layer::{Layer, Site, halves, numbers, vector};
 use super::matmul::Weights;
 use super::memory::{StoredMut, View};
 use super::strips::Strips;
-use super::vector::Finish;
 use crate::graph::{Act, Epilogue, Graph, Op, ParamId, Shape, Step, Window};
 use std::ops::Range;
 

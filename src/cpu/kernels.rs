@@ -3,17 +3,19 @@
 //! A [`Kernels`] can only be had from [`Kernels::of`], which asks the processor first: holding one
 //! is the proof that its functions may be called.
 
+use super::epilogue::{self, Finish, Finished};
 use super::memory::{Stored, StoredMut};
 use super::pairs;
-use super::vector::{self, Finish, Finished, Norm, tile};
+use super::vector::{self, Norm, narrow_half, tile, widen_half};
 use crate::backend::Precision;
 use crate::error::{Error, Result};
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256, __m512};
 use std::fmt;
 
 /// The largest depth of a tile: links of a chain computed between two stores of its partial sum.
-pub(super) const MAX_DEPTH: usize = 256;
+pub(super) const MAX_DEPTH: usize = 384;
 /// The most columns of a block of sums.
 pub(super) const MAX_COLUMNS: usize = 256;
 /// Elements between rows of packed activations. The odd cache line keeps rows in different sets.
@@ -298,7 +300,7 @@ impl Kernels {
         unsafe { (self.finish)(sums, with) }
     }
 
-    /// Finishes the sums of a panel and stores them: see [`vector::emit`].
+    /// Finishes the sums of a panel and stores them: see [`epilogue::emit`].
     pub fn emit(&self, sums: Finished<'_>) {
         // SAFETY: the processor has the instruction set (see the module).
         unsafe { (self.emit)(sums) }
@@ -358,7 +360,7 @@ macro_rules! compiled {
 
         #[target_feature(enable = $features)]
         fn $finish(sums: &mut [f32], with: &Finish<'_>) {
-            vector::finish(sums, with);
+            epilogue::finish(sums, with);
         }
 
         #[target_feature(enable = $features)]
@@ -371,90 +373,6 @@ macro_rules! compiled {
             vector::exponentials(values, scale)
         }
     };
-}
-
-/// Compiles [`vector::emit`] for an instruction set: its registers, and how it converts a register and
-/// slices of numbers.
-macro_rules! emit {
-    ($([$features:literal])?, $name:ident, $register:ty, $load:path, $keep:path, [$widen:path, $narrow:path, $widen_bf16:path, $narrow_bf16:path]) => {
-        $(#[target_feature(enable = $features)])?
-        unsafe fn $name(sums: Finished<'_>) {
-            let widen = |from: Stored<'_>, to: &mut [f32]| match from {
-                Stored::F16(from) => $widen(from, to),
-                Stored::Bf16(from) => $widen_bf16(from, to),
-                Stored::F32(from) => to.copy_from_slice(from),
-            };
-            let narrow = |from: &[f32], to: StoredMut<'_>| match to {
-                StoredMut::F16(to) => $narrow(from, to),
-                StoredMut::Bf16(to) => $narrow_bf16(from, to),
-                StoredMut::F32(to) => to.copy_from_slice(from),
-            };
-            let load = |from: Stored<'_>| $load(from, widen);
-            let keep = |register: $register, to: StoredMut<'_>| $keep(register, to, narrow);
-            // SAFETY: the features are enabled here.
-            unsafe {
-                vector::emit::<$register>(sums, (load, keep), (widen, narrow))
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
-
-#[cfg(target_arch = "x86_64")]
-emit!(
-    ["avx512f,avx512bw,avx512vl,avx2,fma,f16c"],
-    emit_avx512,
-    __m512,
-    vector::x86::load_avx512,
-    vector::x86::keep_avx512,
-    [vector::x86::widen_avx512, vector::x86::narrow_avx512, pairs::widen, pairs::narrow]
-);
-#[cfg(target_arch = "x86_64")]
-emit!(
-    ["avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"],
-    emit_avx512_bf16,
-    __m512,
-    vector::x86::load_avx512,
-    pairs::x86::keep,
-    [vector::x86::widen_avx512, vector::x86::narrow_avx512, pairs::widen, pairs::x86::narrow]
-);
-#[cfg(target_arch = "x86_64")]
-emit!(
-    ["avx2,fma,f16c"],
-    emit_avx2,
-    __m256,
-    vector::load_row,
-    vector::keep_row,
-    [vector::x86::widen_avx2, vector::x86::narrow_avx2, pairs::widen, pairs::narrow]
-);
-#[cfg(target_arch = "aarch64")]
-emit!(
-    ["neon"],
-    emit_neon,
-    std::arch::aarch64::float32x4_t,
-    vector::load_row,
-    vector::keep_row,
-    [widen_half, narrow_half, pairs::widen, pairs::narrow]
-);
-emit!(
-    ,
-    emit_portable,
-    f32,
-    vector::load_row,
-    vector::keep_row,
-    [widen_half, narrow_half, pairs::widen, pairs::narrow]
-);
-
-/// f16 to f32, exactly, without instructions of its own.
-fn widen_half(from: &[f16], to: &mut [f32]) {
-    from.convert_to_f32_slice(to);
-}
-
-/// f32 to f16, to nearest even, without instructions of its own.
-fn narrow_half(from: &[f32], to: &mut [f16]) {
-    to.convert_from_f32_slice(from);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -491,7 +409,7 @@ const AVX512_BASE: Kernels = Kernels {
     widen: vector::x86::widen_avx512,
     narrow: vector::x86::narrow_avx512,
     finish: finish_avx512,
-    emit: emit_avx512,
+    emit: epilogue::emit_avx512,
     normalize: normalize_avx512,
     exponentials: exponentials_avx512,
 };
@@ -507,7 +425,7 @@ static AVX512_BF16: Kernels = Kernels {
         (14, pairs::x86::tile::<14>),
     ],
     narrow_bf16: pairs::x86::narrow,
-    emit: emit_avx512_bf16,
+    emit: epilogue::emit_avx512_bf16,
     ..AVX512_BASE
 };
 
@@ -535,7 +453,7 @@ const AVX2_BASE: Kernels = Kernels {
     widen: vector::x86::widen_avx2,
     narrow: vector::x86::narrow_avx2,
     finish: finish_avx2,
-    emit: emit_avx2,
+    emit: epilogue::emit_avx2,
     normalize: normalize_avx2,
     exponentials: exponentials_avx2,
 };
@@ -564,7 +482,7 @@ const NEON_BASE: Kernels = Kernels {
     widen: widen_half,
     narrow: narrow_half,
     finish: finish_neon,
-    emit: emit_neon,
+    emit: epilogue::emit_neon,
     normalize: normalize_neon,
     exponentials: exponentials_neon,
 };
@@ -581,8 +499,8 @@ const PORTABLE_BASE: Kernels = Kernels {
     tiles: &[(1, tile::<f32, 1, 8>), (4, tile::<f32, 4, 8>)],
     widen: widen_half,
     narrow: narrow_half,
-    finish: vector::finish,
-    emit: emit_portable,
+    finish: epilogue::finish,
+    emit: epilogue::emit_portable,
     normalize: vector::normalize,
     exponentials: vector::exponentials,
 };

@@ -3,10 +3,10 @@
 //! All raw pointers of the session are here. A [`View`] only reads; the only way to write a
 //! tensor is [`Sink::fill`], which cuts it into rectangles and gives each to one task.
 
+use super::epilogue::{Finish, Finished};
 use super::kernels::{C_PITCH, Kernels};
 use super::layer::Scratch;
 use super::team::Team;
-use super::vector::{Finish, Finished};
 use crate::backend::Precision;
 use crate::error::{Error, Result};
 use bytemuck::Zeroable;

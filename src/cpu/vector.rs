@@ -1,9 +1,9 @@
 //! One register of f32 lanes of each instruction set, and the loops written once over it.
 
-use super::kernels::{A_PITCH, C_PITCH, MAX_COLUMNS};
+use super::kernels::{A_PITCH, C_PITCH};
 use super::math;
-use super::memory::{Rows, RowsMut, Stored, StoredMut};
-use crate::graph::Act;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// A register of f32 lanes.
 ///
@@ -67,150 +67,6 @@ pub(super) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(
     }
 }
 
-/// What turns accumulated sums into stored values, for consecutive channels of one position.
-#[derive(Clone, Copy)]
-pub(super) struct Finish<'a> {
-    pub scale: &'a [f32],
-    pub bias: &'a [f32],
-    pub residual: Option<&'a [f32]>,
-    pub act: Act,
-}
-
-/// `act(fma(sum, scale, bias) + residual)` in place. Plain code: compiled once for each
-/// instruction set, it becomes that set's vector instructions.
-#[inline(always)]
-pub(super) fn finish(sums: &mut [f32], with: &Finish<'_>) {
-    match with.act {
-        Act::None => each(sums, with, |x| x),
-        // Written so that a NaN stays one.
-        Act::Relu => each(sums, with, |x| if x < 0.0 { 0.0 } else { x }),
-        Act::Tanh => each(sums, with, math::tanh),
-        Act::Sigmoid => each(sums, with, math::sigmoid),
-        Act::Gelu => each(sums, with, math::gelu),
-        Act::Silu => each(sums, with, math::silu),
-    }
-}
-
-/// One pass over the sums.
-#[inline(always)]
-fn each(sums: &mut [f32], with: &Finish<'_>, act: impl Fn(f32) -> f32) {
-    let sums = sums.iter_mut().zip(with.scale).zip(with.bias);
-    match with.residual {
-        None => sums.for_each(|((x, &scale), &bias)| *x = act(x.mul_add(scale, bias))),
-        Some(residual) => sums
-            .zip(residual)
-            .for_each(|(((x, &scale), &bias), &r)| *x = act(x.mul_add(scale, bias) + r)),
-    }
-}
-
-/// Sums of consecutive positions, what they are finished with, and where they go.
-pub(super) struct Finished<'a> {
-    /// Rows of [`C_PITCH`], of which the first `columns` count.
-    pub sums: &'a mut [f32],
-    pub columns: usize,
-    /// Its residual is absent: it stands beside it.
-    pub with: Finish<'a>,
-    pub residual: Option<Rows<'a>>,
-    pub to: RowsMut<'a>,
-    /// Whether the finished sums are wanted in place, too.
-    pub returned: bool,
-}
-
-/// Finishes sums and stores them, row by row: `convert.0` loads a register from stored numbers and
-/// `convert.1` stores one; `slices` do the same for slices.
-///
-/// # Safety
-/// As [`Vector`].
-#[inline(always)]
-pub(super) unsafe fn emit<V: Vector>(
-    sums: Finished<'_>,
-    convert: (impl Fn(Stored<'_>) -> V, impl Fn(V, StoredMut<'_>)),
-    slices: (impl Fn(Stored<'_>, &mut [f32]), impl Fn(&[f32], StoredMut<'_>)),
-) {
-    match sums.with.act {
-        _ if !sums.columns.is_multiple_of(V::LANES) || sums.returned => emit_slices(sums, slices),
-        // SAFETY: the caller's.
-        Act::None => unsafe { emit_registers(sums, convert, |x: V| x) },
-        // SAFETY: the caller's.
-        Act::Relu => unsafe { emit_registers(sums, convert, |x: V| x.relu()) },
-        _ => emit_slices(sums, slices),
-    }
-}
-
-/// Numbers that do not leave their register before they are stored.
-///
-/// # Safety
-/// As [`Vector`].
-#[inline(always)]
-unsafe fn emit_registers<V: Vector>(
-    sums: Finished<'_>,
-    (load, keep): (impl Fn(Stored<'_>) -> V, impl Fn(V, StoredMut<'_>)),
-    act: impl Fn(V) -> V,
-) {
-    let Finished { sums, columns, with, residual, mut to, .. } = sums;
-    let (scale, bias) = (&with.scale[..columns], &with.bias[..columns]);
-    for (i, row) in sums.chunks(C_PITCH).enumerate() {
-        let (row, residual) = (&row[..columns], residual.as_ref().map(|rows| rows.row(i)));
-        let Some(mut to) = to.row(i) else { continue };
-        for first in (0..columns).step_by(V::LANES) {
-            let lanes = first..first + V::LANES;
-            // SAFETY: the caller's; every slice has the columns of these lanes.
-            unsafe {
-                let at = |slice: &[f32]| V::load(slice.as_ptr().add(first));
-                let mut x = at(row).fma(at(scale), at(bias));
-                if let Some(residual) = residual {
-                    x = x.add(load(residual.part(lanes.clone())));
-                }
-                keep(act(x), to.part(lanes));
-            }
-        }
-    }
-}
-
-/// Any number of columns and any activation; leaves the finished numbers in place of the sums.
-#[inline(always)]
-fn emit_slices(
-    sums: Finished<'_>,
-    (widen, narrow): (impl Fn(Stored<'_>, &mut [f32]), impl Fn(&[f32], StoredMut<'_>)),
-) {
-    let Finished { sums, columns, with, residual, mut to, .. } = sums;
-    let mut added = [0.0; MAX_COLUMNS];
-    for (i, row) in sums.chunks_mut(C_PITCH).enumerate() {
-        let row = &mut row[..columns];
-        let residual = residual.as_ref().map(|residual| {
-            let added = &mut added[..columns];
-            widen(residual.row(i), added);
-            &*added
-        });
-        finish(row, &Finish { residual, ..with });
-        if let Some(to) = to.row(i) {
-            narrow(row, to);
-        }
-    }
-}
-
-/// A register of stored numbers, by way of memory.
-#[inline(always)]
-pub(super) fn load_row<V: Vector>(from: Stored<'_>, widen: impl Fn(Stored<'_>, &mut [f32])) -> V {
-    let mut row = [0.0; LANES];
-    widen(from, &mut row[..V::LANES]);
-    // SAFETY: a whole register; whoever has a closure for its instruction set has that, too.
-    unsafe { V::load(row.as_ptr()) }
-}
-
-/// A register as stored numbers, by way of memory.
-#[inline(always)]
-pub(super) fn keep_row<V: Vector>(
-    register: V,
-    to: StoredMut<'_>,
-    narrow: impl Fn(&[f32], StoredMut<'_>),
-) {
-    let mut row = [0.0; LANES];
-    // SAFETY: as above.
-    unsafe { register.store(row.as_mut_ptr()) };
-    narrow(&row[..V::LANES], to);
-}
-
 /// What is done to a group of channels of one position.
 #[derive(Clone, Copy)]
 pub(super) struct Norm<'a> {
@@ -222,7 +78,8 @@ pub(super) struct Norm<'a> {
 }
 
 /// `(x - mean) / sqrt(mean of (x - mean)^2 + eps) * gamma + beta` in place, statistics in f64; a
-/// mean of 0 where it is not `centred`. Plain code like [`finish`].
+/// mean of 0 where it is not `centred`. Plain code: compiled once for each
+/// instruction set.
 #[inline(always)]
 pub(super) fn normalize(values: &mut [f32], with: &Norm<'_>) {
     let n = values.len() as f64;
@@ -235,7 +92,8 @@ pub(super) fn normalize(values: &mut [f32], with: &Norm<'_>) {
     }
 }
 
-/// `exp((x - largest) * scale)` in place, and the sum of that. Plain code like [`finish`].
+/// `exp((x - largest) * scale)` in place, and the sum of that. Plain code: compiled once for each
+/// instruction set.
 #[inline(always)]
 pub(super) fn exponentials(values: &mut [f32], scale: f32) -> f64 {
     let largest = fold(values, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
@@ -244,8 +102,7 @@ pub(super) fn exponentials(values: &mut [f32], scale: f32) -> f64 {
     sum(values, |x| x)
 }
 
-/// Partial sums, the same number for every instruction set so that their order is, too; no register
-/// has more lanes.
+/// Partial sums, the same number for every instruction set so that their order is, too.
 const LANES: usize = 16;
 
 /// Folds every [`LANES`]th value into one result.
@@ -268,6 +125,16 @@ fn fold<T: Copy>(values: &[f32], start: T, step: impl Fn(T, f32) -> T) -> [T; LA
 #[inline(always)]
 fn sum(values: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     fold(values, 0.0, |sum, x| sum + f(x as f64)).iter().sum()
+}
+
+/// f16 to f32, exactly, without instructions of its own.
+pub(super) fn widen_half(from: &[f16], to: &mut [f32]) {
+    from.convert_to_f32_slice(to);
+}
+
+/// f32 to f16, to nearest even, without instructions of its own.
+pub(super) fn narrow_half(from: &[f32], to: &mut [f16]) {
+    to.convert_from_f32_slice(from);
 }
 
 impl Vector for f32 {
@@ -352,7 +219,8 @@ macro_rules! vector {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use super::{Stored, StoredMut, keep_row, load_row};
+    use crate::cpu::epilogue::keep_row;
+    use crate::cpu::memory::{Stored, StoredMut};
     use half::{bf16, f16};
     use std::arch::x86_64::*;
 
@@ -384,10 +252,7 @@ pub(super) mod x86 {
     /// A register of stored numbers.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    pub(in super::super) fn load_avx512(
-        from: Stored<'_>,
-        widen: impl Fn(Stored<'_>, &mut [f32]),
-    ) -> __m512 {
+    pub(in super::super) fn load_avx512(from: Stored<'_>) -> __m512 {
         match from {
             Stored::F16(from) => {
                 let from: &[f16; 16] = from.try_into().expect("as long as a register");
@@ -400,7 +265,11 @@ pub(super) mod x86 {
                 let bits = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
             }
-            from => load_row(from, widen),
+            Stored::F32(from) => {
+                let from: &[f32; 16] = from.try_into().expect("as long as a register");
+                // SAFETY: as above.
+                unsafe { _mm512_loadu_ps(from.as_ptr()) }
+            }
         }
     }
 
@@ -419,7 +288,8 @@ pub(super) mod x86 {
                 // SAFETY: sixteen elements.
                 unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), halves) };
             }
-            to => keep_row(x, to, narrow),
+            // SAFETY: the instruction set is enabled here.
+            to => unsafe { keep_row(x, to, narrow) },
         }
     }
 
