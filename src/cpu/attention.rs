@@ -110,7 +110,7 @@ impl Attention {
         let values =
             Panels { kernels: self.kernels, data: Columns::Singles(values), depth: tokens };
         let block = &mut scratch.block;
-        let (scale, mut totals) = (1.0 / (width as f64).sqrt(), [0f32; MAX_ROWS]);
+        let (scale, mut totals) = ((1.0 / (width as f64).sqrt()) as f32, [0f32; MAX_ROWS]);
         for start in part.positions.clone().step_by(self.rows) {
             let rows = self.rows.min(part.positions.end - start);
             let query = |i: usize, depths: Range<usize>, to: StoredMut<'_>| match &self.queries {

@@ -1,12 +1,12 @@
 //! Layers over a bag of instances: attention scores, attention pooling, one classifier a branch.
 
 use super::conv::weights;
+use super::epilogue::Finish;
 use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
 use super::layer::{self, Layer, Site, vector};
 use super::math;
 use super::matmul::{Block, Weights};
 use super::memory::{StoredMut, View};
-use super::vector::Finish;
 use crate::graph::{Act, Dense, Graph, ParamId};
 use std::ops::Range;
 

@@ -1,12 +1,12 @@
 //! Convolutions and linear layers as an implicit matrix product: one row for each output position,
 //! its taps gathered straight from the input, zeros where the window hangs over the edge.
 
-use super::kernels::{Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS};
+use super::epilogue::Finish;
+use super::kernels::{Kernels, MAX_DEPTH, MAX_ROWS};
 use super::layer::{Layer, Site, halves, numbers, vector};
 use super::matmul::Weights;
 use super::memory::{StoredMut, View};
 use super::strips::Strips;
-use super::vector::Finish;
 use crate::graph::{Act, Epilogue, Graph, Op, ParamId, Shape, Step, Window};
 use std::ops::Range;
 
@@ -109,31 +109,22 @@ impl Layer for Conv {
         let x = site.inputs[0];
         let sizes = self.weights.blocks(site.sink.positions(), site.on.team.threads());
         site.sink.fill(&site.on, sizes, |part, scratch| {
-            let columns = part.channels.clone();
-            let (block, rows) = (&mut scratch.block, part.positions.len());
+            let (columns, positions) = (part.channels.clone(), part.positions.clone());
+            let (block, rows) = (&mut scratch.block, positions.len());
             if let Some(strips) = self.strips.as_ref().filter(|_| x.is_dense()) {
                 let lines = &mut scratch.hidden[..strips.len()];
-                let starts = strips.fill(self.kernels, &x, part.positions.clone(), lines);
+                let starts = strips.fill(self.kernels, &x, positions.clone(), lines);
                 self.weights.multiply(block, rows, columns.clone(), |row, _, to| {
                     self.computed(to, |to| strips.gather(lines, starts[row], to))
                 });
             } else {
-                let places = self.taps.places(part.positions.clone());
+                let places = self.taps.places(positions.clone());
                 self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
                     self.gather(&x, places[row], depths, to)
                 });
             }
-            let mut added = [0.0; MAX_COLUMNS];
-            let added = &mut added[..columns.len()];
-            for (row, position) in part.positions.clone().enumerate() {
-                let sums = block.row(row, columns.len());
-                let residual = site.residual.map(|r| {
-                    self.kernels.widen(r.at(position, columns.clone()), added);
-                    &*added
-                });
-                self.kernels.finish(sums, &self.after.finish(&columns, residual));
-                part.put(position, columns.start, sums);
-            }
+            let with = self.after.finish(&columns, None);
+            part.finish(positions, columns, block.sums(), with, site.residual.as_ref());
         });
     }
 }

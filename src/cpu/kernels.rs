@@ -3,17 +3,19 @@
 //! A [`Kernels`] can only be had from [`Kernels::of`], which asks the processor first: holding one
 //! is the proof that its functions may be called.
 
+use super::epilogue::{self, Finish, Finished};
 use super::memory::{Stored, StoredMut};
 use super::pairs;
-use super::vector::{self, Finish, Norm, tile};
+use super::vector::{self, Norm, narrow_half, tile, widen_half};
 use crate::backend::Precision;
 use crate::error::{Error, Result};
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256, __m512};
 use std::fmt;
 
 /// The largest depth of a tile: links of a chain computed between two stores of its partial sum.
-pub(super) const MAX_DEPTH: usize = 256;
+pub(super) const MAX_DEPTH: usize = 384;
 /// The most columns of a block of sums.
 pub(super) const MAX_COLUMNS: usize = 256;
 /// Elements between rows of packed activations. The odd cache line keeps rows in different sets.
@@ -127,8 +129,9 @@ pub(super) struct Kernels {
     widen_bf16: unsafe fn(&[bf16], &mut [f32]),
     narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
     finish: unsafe fn(&mut [f32], &Finish<'_>),
+    emit: unsafe fn(Finished<'_>),
     normalize: unsafe fn(&mut [f32], &Norm<'_>),
-    exponentials: unsafe fn(&mut [f32], f64) -> f64,
+    exponentials: unsafe fn(&mut [f32], f32) -> f64,
 }
 
 impl Kernels {
@@ -297,6 +300,12 @@ impl Kernels {
         unsafe { (self.finish)(sums, with) }
     }
 
+    /// Finishes the sums of a panel and stores them: see [`epilogue::emit`].
+    pub fn emit(&self, sums: Finished<'_>) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.emit)(sums) }
+    }
+
     /// Normalises a group of channels in place: see [`vector::normalize`].
     pub fn normalize(&self, values: &mut [f32], with: &Norm<'_>) {
         // SAFETY: the processor has the instruction set (see the module).
@@ -304,7 +313,7 @@ impl Kernels {
     }
 
     /// `exp((x - largest) * scale)` in place, and the sum of that: a softmax before its division.
-    pub fn exponentials(&self, values: &mut [f32], scale: f64) -> f64 {
+    pub fn exponentials(&self, values: &mut [f32], scale: f32) -> f64 {
         // SAFETY: the processor has the instruction set (see the module).
         unsafe { (self.exponentials)(values, scale) }
     }
@@ -351,7 +360,7 @@ macro_rules! compiled {
 
         #[target_feature(enable = $features)]
         fn $finish(sums: &mut [f32], with: &Finish<'_>) {
-            vector::finish(sums, with);
+            epilogue::finish(sums, with);
         }
 
         #[target_feature(enable = $features)]
@@ -360,7 +369,7 @@ macro_rules! compiled {
         }
 
         #[target_feature(enable = $features)]
-        fn $exponentials(values: &mut [f32], scale: f64) -> f64 {
+        fn $exponentials(values: &mut [f32], scale: f32) -> f64 {
             vector::exponentials(values, scale)
         }
     };
@@ -371,7 +380,7 @@ compiled!(
     "avx512f,avx512bw,avx512vl,avx2,fma,f16c",
     [tile_avx512, finish_avx512, normalize_avx512, exponentials_avx512],
     [pair_tile_avx512, widen_bf16_avx512, narrow_bf16_avx512],
-    std::arch::x86_64::__m512,
+    __m512,
     2,
     32
 );
@@ -400,6 +409,7 @@ const AVX512_BASE: Kernels = Kernels {
     widen: vector::x86::widen_avx512,
     narrow: vector::x86::narrow_avx512,
     finish: finish_avx512,
+    emit: epilogue::emit_avx512,
     normalize: normalize_avx512,
     exponentials: exponentials_avx512,
 };
@@ -415,6 +425,7 @@ static AVX512_BF16: Kernels = Kernels {
         (14, pairs::x86::tile::<14>),
     ],
     narrow_bf16: pairs::x86::narrow,
+    emit: epilogue::emit_avx512_bf16,
     ..AVX512_BASE
 };
 
@@ -423,7 +434,7 @@ compiled!(
     "avx2,fma,f16c",
     [tile_avx2, finish_avx2, normalize_avx2, exponentials_avx2],
     [pair_tile_avx2, widen_bf16_avx2, narrow_bf16_avx2],
-    std::arch::x86_64::__m256,
+    __m256,
     2,
     16
 );
@@ -442,6 +453,7 @@ const AVX2_BASE: Kernels = Kernels {
     widen: vector::x86::widen_avx2,
     narrow: vector::x86::narrow_avx2,
     finish: finish_avx2,
+    emit: epilogue::emit_avx2,
     normalize: normalize_avx2,
     exponentials: exponentials_avx2,
 };
@@ -467,9 +479,10 @@ const NEON_BASE: Kernels = Kernels {
     isa: Isa::Neon,
     columns: 16,
     tiles: &[(1, tile_neon::<1>), (3, tile_neon::<3>), (6, tile_neon::<6>)],
-    widen: |from, to| from.convert_to_f32_slice(to),
-    narrow: |from, to| to.convert_from_f32_slice(from),
+    widen: widen_half,
+    narrow: narrow_half,
     finish: finish_neon,
+    emit: epilogue::emit_neon,
     normalize: normalize_neon,
     exponentials: exponentials_neon,
 };
@@ -484,9 +497,10 @@ const PORTABLE_BASE: Kernels = Kernels {
     isa: Isa::Portable,
     columns: 8,
     tiles: &[(1, tile::<f32, 1, 8>), (4, tile::<f32, 4, 8>)],
-    widen: |from, to| from.convert_to_f32_slice(to),
-    narrow: |from, to| to.convert_from_f32_slice(from),
-    finish: vector::finish,
+    widen: widen_half,
+    narrow: narrow_half,
+    finish: epilogue::finish,
+    emit: epilogue::emit_portable,
     normalize: vector::normalize,
     exponentials: vector::exponentials,
 };

@@ -21,6 +21,11 @@ impl Block {
         Block { a: Aligned::zeros(a), c: Aligned::zeros(c) }
     }
 
+    /// The sums of all rows, which are [`C_PITCH`] apart.
+    pub fn sums(&mut self) -> &mut [f32] {
+        &mut self.c
+    }
+
     /// The sums of a row.
     pub fn row(&mut self, row: usize, columns: usize) -> &mut [f32] {
         &mut self.c[row * C_PITCH..][..columns]
@@ -205,20 +210,23 @@ impl Weights {
     }
 
     /// How to cut `[positions, K]` sums into blocks for a team: large ones for the cache, smaller
-    /// ones when there would be too few to go round.
+    /// ones when there would be too few to go round, and of few blocks as many for each thread.
     pub fn blocks(&self, positions: usize, threads: usize) -> [usize; 2] {
-        let count = |n: usize, block: usize| n.div_ceil(block);
-        let whole = MAX_ROWS / self.kernels.rows() * self.kernels.rows();
-        let even = positions.div_ceil(count(positions, whole).max(1));
-        let rows = even.next_multiple_of(self.kernels.rows()).min(whole);
+        let height = self.kernels.rows();
+        let whole = MAX_ROWS / height * height;
+        let mut down = positions.div_ceil(whole).max(1);
         let mut columns = MAX_COLUMNS / self.parts;
         let enough = if threads == 1 { 1 } else { 2 * threads };
-        while count(positions, rows) * count(self.filters, columns) < enough
-            && columns > 2 * self.kernels.columns
-        {
+        let across = |columns: usize| self.filters.div_ceil(columns);
+        while down * across(columns) < enough && columns > 2 * self.kernels.columns {
             columns /= 2;
         }
-        [rows, columns]
+        while down * across(columns) < 4 * enough
+            && !(down * across(columns)).is_multiple_of(threads)
+        {
+            down += 1;
+        }
+        [positions.div_ceil(down).next_multiple_of(height).min(whole), columns]
     }
 
     /// Leaves in `block` the sums of some rows and columns. `pack(row, depths, to)` writes the

@@ -3,7 +3,8 @@
 //! All raw pointers of the session are here. A [`View`] only reads; the only way to write a
 //! tensor is [`Sink::fill`], which cuts it into rectangles and gives each to one task.
 
-use super::kernels::Kernels;
+use super::epilogue::{Finish, Finished};
+use super::kernels::{C_PITCH, Kernels};
 use super::layer::Scratch;
 use super::team::Team;
 use crate::backend::Precision;
@@ -103,7 +104,29 @@ impl<'a> Stored<'a> {
     }
 }
 
+impl<'a> Stored<'a> {
+    /// Some of the numbers.
+    #[inline]
+    pub fn part(self, range: Range<usize>) -> Stored<'a> {
+        match self {
+            Stored::F16(v) => Stored::F16(&v[range]),
+            Stored::Bf16(v) => Stored::Bf16(&v[range]),
+            Stored::F32(v) => Stored::F32(&v[range]),
+        }
+    }
+}
+
 impl<'a> StoredMut<'a> {
+    /// Room for some of the numbers.
+    #[inline]
+    pub fn part(&mut self, range: Range<usize>) -> StoredMut<'_> {
+        match self {
+            StoredMut::F16(v) => StoredMut::F16(&mut v[range]),
+            StoredMut::Bf16(v) => StoredMut::Bf16(&mut v[range]),
+            StoredMut::F32(v) => StoredMut::F32(&mut v[range]),
+        }
+    }
+
     pub fn len(&self) -> usize {
         match self {
             StoredMut::F16(v) => v.len(),
@@ -150,6 +173,39 @@ impl<'a> StoredMut<'a> {
             (StoredMut::F32(to), Stored::F32(from)) => to.copy_from_slice(from),
             _ => unreachable!("one session stores all its activations in one way"),
         }
+    }
+}
+
+/// The same channels of consecutive positions, to write.
+pub(super) struct RowsMut<'a> {
+    sink: &'a Sink,
+    positions: Range<usize>,
+    channels: Range<usize>,
+}
+
+impl RowsMut<'_> {
+    /// Those of a position, which is counted from the first; `None` where nothing is stored.
+    #[inline]
+    pub fn row(&mut self, row: usize) -> Option<StoredMut<'_>> {
+        let position = self.positions.start + row;
+        assert!(position < self.positions.end);
+        // SAFETY: inside a rectangle that `Part::finish` found to be its own.
+        unsafe { self.sink.room(position, self.channels.start, self.channels.len()) }
+    }
+}
+
+/// The same channels of consecutive positions, to read.
+pub(super) struct Rows<'a> {
+    view: &'a View,
+    first: usize,
+    channels: Range<usize>,
+}
+
+impl Rows<'_> {
+    /// Those of a position, which is counted from the first.
+    #[inline]
+    pub fn row(&self, row: usize) -> Stored<'_> {
+        self.view.at(self.first + row, self.channels.clone())
     }
 }
 
@@ -206,6 +262,7 @@ impl View {
     }
 
     /// Some channels of a position. In a dense view they may run on into the next positions.
+    #[inline]
     pub fn at(&self, position: usize, channels: Range<usize>) -> Stored<'_> {
         let inside = if self.is_dense() {
             position * self.pitch + channels.end <= self.positions * self.pitch
@@ -272,6 +329,7 @@ impl Sink {
     ///
     /// # Safety
     /// They lie inside the sink, and nobody else holds them.
+    #[inline]
     unsafe fn room(&self, position: usize, channel: usize, n: usize) -> Option<StoredMut<'_>> {
         use std::slice::from_raw_parts_mut;
         let (base, pitch) = self.stored?;
@@ -347,6 +405,37 @@ impl Part<'_> {
                 std::slice::from_raw_parts_mut(base.add(position * pitch + channel), values.len())
             };
             to.copy_from_slice(values);
+        }
+    }
+
+    /// Finishes the sums of consecutive positions, in rows of [`C_PITCH`], and writes them.
+    pub fn finish(
+        &mut self,
+        positions: Range<usize>,
+        channels: Range<usize>,
+        sums: &mut [f32],
+        with: Finish<'_>,
+        residual: Option<&View>,
+    ) {
+        let (first, channel, columns) = (positions.start, channels.start, channels.len());
+        self.check(first, channel, columns);
+        assert!(first < positions.end && positions.end <= self.positions.end);
+        let sums = &mut sums[..(positions.len() - 1) * C_PITCH + columns];
+        let rows = |view| Rows { view, first, channels: channels.clone() };
+        let residual = residual.map(rows);
+        let to =
+            RowsMut { sink: self.sink, positions: positions.clone(), channels: channels.clone() };
+        let returned = self.sink.returned.is_some();
+        self.kernels.emit(Finished { sums: &mut *sums, columns, with, residual, to, returned });
+        if let Some((base, pitch)) = self.sink.returned {
+            for (position, sums) in positions.zip(sums.chunks(C_PITCH)) {
+                // SAFETY: inside this part's rectangle, by the lines above; the rest is the promise
+                // of `Sink::new`.
+                let to = unsafe {
+                    std::slice::from_raw_parts_mut(base.add(position * pitch + channel), columns)
+                };
+                to.copy_from_slice(&sums[..columns]);
+            }
         }
     }
 

@@ -39,6 +39,7 @@ mod bag;
 pub mod ceiling;
 mod conv;
 mod copy;
+mod epilogue;
 mod kernels;
 mod layer;
 mod math;

@@ -1,8 +1,8 @@
 //! A scale and a bias for each channel: given ones, and batch norm with the statistics of the run.
 
+use super::epilogue::Finish;
 use super::kernels::Kernels;
 use super::layer::{Layer, Site, numbers, vector};
-use super::vector::Finish;
 use crate::graph::{Act, Graph, ParamId};
 
 /// Channels to a task: a cache line of f16.

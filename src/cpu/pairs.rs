@@ -112,10 +112,13 @@ pub(super) unsafe fn tile<const MR: usize, const N: usize>(
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use super::{A_PITCH, C_PITCH};
+    use crate::cpu::memory::StoredMut;
+    use crate::cpu::vector::x86::keep_avx512;
     use half::bf16;
     use std::arch::x86_64::*;
 
     /// [`super::narrow`] with the instruction.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub fn narrow(from: &[f32], to: &mut [bf16]) {
         assert_eq!(from.len(), to.len());
@@ -137,6 +140,23 @@ pub(super) mod x86 {
                 let narrow: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(wide));
                 _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), lanes, narrow);
             }
+        }
+    }
+
+    /// A register as it is stored: in bf16 with the instruction.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")]
+    pub fn keep(x: __m512, to: StoredMut<'_>, narrow: impl Fn(&[f32], StoredMut<'_>)) {
+        match to {
+            StoredMut::Bf16(to) => {
+                let to: &mut [bf16; 16] = to.try_into().expect("as long as a register");
+                // SAFETY: sixteen elements; any bits are a register of integers.
+                unsafe {
+                    let narrow: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x));
+                    _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+                }
+            }
+            to => keep_avx512(x, to, narrow),
         }
     }
 

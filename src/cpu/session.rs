@@ -246,7 +246,7 @@ impl CpuSession {
         rows: usize,
         inputs: &[Input<'_>],
         outputs: &mut [&mut [f32]],
-        mut seconds: Option<&mut [f64]>,
+        seconds: Option<&mut [f64]>,
     ) -> Result<()> {
         check_run(&self.graph, rows, inputs, outputs)?;
         if rows > self.max_rows {
@@ -256,6 +256,19 @@ impl CpuSession {
         if rows == 0 {
             return Ok(());
         }
+        let team = self.team.clone();
+        team.enter(|| self.steps(rows, inputs, outputs, seconds));
+        Ok(())
+    }
+
+    /// The steps of a run that was found to be possible.
+    fn steps(
+        &mut self,
+        rows: usize,
+        inputs: &[Input<'_>],
+        outputs: &mut [&mut [f32]],
+        mut seconds: Option<&mut [f64]>,
+    ) {
         let frame = Frame {
             rows,
             bases: [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()],
@@ -293,7 +306,6 @@ impl CpuSession {
                 *spent += start.elapsed().as_secs_f64();
             }
         }
-        Ok(())
     }
 }
 

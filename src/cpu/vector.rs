@@ -2,19 +2,23 @@
 
 use super::kernels::{A_PITCH, C_PITCH};
 use super::math;
-use crate::graph::Act;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// A register of f32 lanes.
 ///
 /// # Safety
 /// Every method needs a processor that has the instruction set, and code compiled for it around
-/// the call; pointers must be good for `LANES` elements and aligned to all of them (`splat`: one).
+/// the call; pointers must be good for `LANES` elements (`splat`: one).
 pub(super) trait Vector: Copy {
     const LANES: usize;
     unsafe fn zero() -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(from: *const f32) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    /// 0 where it is below; a NaN stays one.
+    unsafe fn relu(self) -> Self;
     /// `self * by + plus`, rounded once.
     unsafe fn fma(self, by: Self, plus: Self) -> Self;
 }
@@ -24,8 +28,7 @@ pub(super) trait Vector: Copy {
 /// C of [`C_PITCH`] elements, B of exactly the tile's width. `first` starts from 0, not from C.
 ///
 /// # Safety
-/// As [`Vector`]; `a`, `b`, `c` must be good for the elements named above, `b` and `c` aligned to
-/// cache lines.
+/// As [`Vector`]; `a`, `b`, `c` must be good for the elements named above.
 #[inline(always)]
 pub(super) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(
     a: *const f32,
@@ -64,42 +67,6 @@ pub(super) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(
     }
 }
 
-/// What turns accumulated sums into stored values, for consecutive channels of one position.
-#[derive(Clone, Copy)]
-pub(super) struct Finish<'a> {
-    pub scale: &'a [f32],
-    pub bias: &'a [f32],
-    pub residual: Option<&'a [f32]>,
-    pub act: Act,
-}
-
-/// `act(fma(sum, scale, bias) + residual)` in place. Plain code: compiled once for each
-/// instruction set, it becomes that set's vector instructions.
-#[inline(always)]
-pub(super) fn finish(sums: &mut [f32], with: &Finish<'_>) {
-    match with.act {
-        Act::None => each(sums, with, |x| x),
-        // Written so that a NaN stays one.
-        Act::Relu => each(sums, with, |x| if x < 0.0 { 0.0 } else { x }),
-        Act::Tanh => each(sums, with, math::tanh),
-        Act::Sigmoid => each(sums, with, math::sigmoid),
-        Act::Gelu => each(sums, with, math::gelu),
-        Act::Silu => each(sums, with, math::silu),
-    }
-}
-
-/// One pass over the sums.
-#[inline(always)]
-fn each(sums: &mut [f32], with: &Finish<'_>, act: impl Fn(f32) -> f32) {
-    let sums = sums.iter_mut().zip(with.scale).zip(with.bias);
-    match with.residual {
-        None => sums.for_each(|((x, &scale), &bias)| *x = act(x.mul_add(scale, bias))),
-        Some(residual) => sums
-            .zip(residual)
-            .for_each(|(((x, &scale), &bias), &r)| *x = act(x.mul_add(scale, bias) + r)),
-    }
-}
-
 /// What is done to a group of channels of one position.
 #[derive(Clone, Copy)]
 pub(super) struct Norm<'a> {
@@ -111,7 +78,8 @@ pub(super) struct Norm<'a> {
 }
 
 /// `(x - mean) / sqrt(mean of (x - mean)^2 + eps) * gamma + beta` in place, statistics in f64; a
-/// mean of 0 where it is not `centred`. Plain code like [`finish`].
+/// mean of 0 where it is not `centred`. Plain code: compiled once for each
+/// instruction set.
 #[inline(always)]
 pub(super) fn normalize(values: &mut [f32], with: &Norm<'_>) {
     let n = values.len() as f64;
@@ -124,12 +92,13 @@ pub(super) fn normalize(values: &mut [f32], with: &Norm<'_>) {
     }
 }
 
-/// `exp((x - largest) * scale)` in place, and the sum of that. Plain code like [`finish`].
+/// `exp((x - largest) * scale)` in place, and the sum of that. Plain code: compiled once for each
+/// instruction set.
 #[inline(always)]
-pub(super) fn exponentials(values: &mut [f32], scale: f64) -> f64 {
+pub(super) fn exponentials(values: &mut [f32], scale: f32) -> f64 {
     let largest = fold(values, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max) as f64;
-    values.iter_mut().for_each(|x| *x = math::exp((*x as f64 - largest) * scale));
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    values.iter_mut().for_each(|x| *x = math::exp32((*x - largest) * scale));
     sum(values, |x| x)
 }
 
@@ -158,6 +127,16 @@ fn sum(values: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     fold(values, 0.0, |sum, x| sum + f(x as f64)).iter().sum()
 }
 
+/// f16 to f32, exactly, without instructions of its own.
+pub(super) fn widen_half(from: &[f16], to: &mut [f32]) {
+    from.convert_to_f32_slice(to);
+}
+
+/// f32 to f16, to nearest even, without instructions of its own.
+pub(super) fn narrow_half(from: &[f32], to: &mut [f16]) {
+    to.convert_from_f32_slice(from);
+}
+
 impl Vector for f32 {
     const LANES: usize = 1;
     #[inline(always)]
@@ -180,14 +159,23 @@ impl Vector for f32 {
         unsafe { *from }
     }
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self + other
+    }
+    #[inline(always)]
+    unsafe fn relu(self) -> Self {
+        if self < 0.0 { 0.0 } else { self }
+    }
+    #[inline(always)]
     unsafe fn fma(self, by: Self, plus: Self) -> Self {
         self.mul_add(by, plus)
     }
 }
 
-/// Implements [`Vector`] by five intrinsics.
+/// Implements [`Vector`] by intrinsics; the maximum is its second operand where one is a NaN.
 macro_rules! vector {
-    ($register:ty, $lanes:expr, $zero:expr, $load:path, $store:path, $splat:expr, $fma:expr) => {
+    ($register:ty, $lanes:expr, $zero:expr, $load:path, $store:path, $splat:expr, $fma:expr,
+        $add:expr, $max:expr) => {
         impl super::Vector for $register {
             const LANES: usize = $lanes;
             #[inline(always)]
@@ -211,6 +199,16 @@ macro_rules! vector {
                 unsafe { $splat(*from) }
             }
             #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                // SAFETY: the caller has the instruction set.
+                unsafe { $add(self, other) }
+            }
+            #[inline(always)]
+            unsafe fn relu(self) -> Self {
+                // SAFETY: the caller has the instruction set.
+                unsafe { $max($zero(), self) }
+            }
+            #[inline(always)]
             unsafe fn fma(self, by: Self, plus: Self) -> Self {
                 // SAFETY: the caller has the instruction set.
                 unsafe { $fma(self, by, plus) }
@@ -221,31 +219,82 @@ macro_rules! vector {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use half::f16;
+    use crate::cpu::epilogue::keep_row;
+    use crate::cpu::memory::{Stored, StoredMut};
+    use half::{bf16, f16};
     use std::arch::x86_64::*;
 
     vector!(
         __m512,
         16,
         _mm512_setzero_ps,
-        _mm512_load_ps,
-        _mm512_store_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
         _mm512_set1_ps,
-        _mm512_fmadd_ps
+        _mm512_fmadd_ps,
+        _mm512_add_ps,
+        _mm512_max_ps
     );
     vector!(
         __m256,
         8,
         _mm256_setzero_ps,
-        _mm256_load_ps,
-        _mm256_store_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
         _mm256_set1_ps,
-        _mm256_fmadd_ps
+        _mm256_fmadd_ps,
+        _mm256_add_ps,
+        _mm256_max_ps
     );
 
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
+    /// A register of stored numbers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+    pub(in super::super) fn load_avx512(from: Stored<'_>) -> __m512 {
+        match from {
+            Stored::F16(from) => {
+                let from: &[f16; 16] = from.try_into().expect("as long as a register");
+                // SAFETY: sixteen elements.
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+            }
+            Stored::Bf16(from) => {
+                let from: &[bf16; 16] = from.try_into().expect("as long as a register");
+                // SAFETY: as above.
+                let bits = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            }
+            Stored::F32(from) => {
+                let from: &[f32; 16] = from.try_into().expect("as long as a register");
+                // SAFETY: as above.
+                unsafe { _mm512_loadu_ps(from.as_ptr()) }
+            }
+        }
+    }
+
+    /// A register as stored numbers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+    pub(in super::super) fn keep_avx512(
+        x: __m512,
+        to: StoredMut<'_>,
+        narrow: impl Fn(&[f32], StoredMut<'_>),
+    ) {
+        match to {
+            StoredMut::F16(to) => {
+                let to: &mut [f16; 16] = to.try_into().expect("as long as a register");
+                let halves = _mm512_cvtps_ph::<NEAREST>(x);
+                // SAFETY: sixteen elements.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), halves) };
+            }
+            // SAFETY: the instruction set is enabled here.
+            to => unsafe { keep_row(x, to, narrow) },
+        }
+    }
+
     /// f16 to f32, exactly. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     pub(in super::super) fn widen_avx512(from: &[f16], to: &mut [f32]) {
         assert_eq!(from.len(), to.len());
@@ -269,6 +318,7 @@ pub(super) mod x86 {
     }
 
     /// f32 to f16, to nearest even. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     pub(in super::super) fn narrow_avx512(from: &[f32], to: &mut [f16]) {
         assert_eq!(from.len(), to.len());
@@ -293,6 +343,7 @@ pub(super) mod x86 {
     }
 
     /// f16 to f32, exactly. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(in super::super) fn widen_avx2(from: &[f16], to: &mut [f32]) {
         assert_eq!(from.len(), to.len());
@@ -307,6 +358,7 @@ pub(super) mod x86 {
     }
 
     /// f32 to f16, to nearest even. The slices are equally long.
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(in super::super) fn narrow_avx2(from: &[f32], to: &mut [f16]) {
         assert_eq!(from.len(), to.len());
@@ -362,5 +414,12 @@ pub(super) mod arm {
         vdupq_n_f32(0.0)
     }
 
-    vector!(float32x4_t, 4, zero, vld1q_f32, vst1q_f32, vdupq_n_f32, fma);
+    /// `x` where it is a NaN, unlike `vmaxq_f32` of a NaN that signals.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn max(zero: float32x4_t, x: float32x4_t) -> float32x4_t {
+        vbslq_f32(vcltq_f32(x, zero), zero, x)
+    }
+
+    vector!(float32x4_t, 4, zero, vld1q_f32, vst1q_f32, vdupq_n_f32, fma, vaddq_f32, max);
 }
