@@ -257,8 +257,7 @@ impl CpuSession {
             return Ok(());
         }
         let team = self.team.clone();
-        team.enter(|| self.steps(rows, inputs, outputs, seconds));
-        Ok(())
+        team.enter(|| self.steps(rows, inputs, outputs, seconds))
     }
 
     /// The steps of a run that was found to be possible.
@@ -268,7 +267,7 @@ impl CpuSession {
         inputs: &[Input<'_>],
         outputs: &mut [&mut [f32]],
         mut seconds: Option<&mut [f64]>,
-    ) {
+    ) -> Result<()> {
         let frame = Frame {
             rows,
             bases: [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()],
@@ -306,6 +305,7 @@ impl CpuSession {
                 *spent += start.elapsed().as_secs_f64();
             }
         }
+        Ok(())
     }
 }
 

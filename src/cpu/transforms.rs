@@ -19,7 +19,6 @@ pub(super) const LANES: usize = 16;
 pub(super) trait Register: Vector {
     unsafe fn widen(from: *const f16) -> Self;
     unsafe fn widen_bf16(from: *const bf16) -> Self;
-    unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
 }
 
@@ -388,18 +387,14 @@ impl Register for f32 {
         unsafe { from.read().to_f32() }
     }
     #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        self + other
-    }
-    #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
         self - other
     }
 }
 
-/// Implements [`Register`] by four functions.
+/// Implements [`Register`] by three functions.
 macro_rules! register {
-    ($register:ty, $widen:path, $widen_bf16:path, $add:path, $sub:path) => {
+    ($register:ty, $widen:path, $widen_bf16:path, $sub:path) => {
         impl Register for $register {
             #[inline(always)]
             unsafe fn widen(from: *const f16) -> Self {
@@ -412,13 +407,8 @@ macro_rules! register {
                 unsafe { $widen_bf16(from) }
             }
             #[inline(always)]
-            unsafe fn add(self, other: Self) -> Self {
-                // SAFETY: the caller has the instruction set.
-                unsafe { $add(self, other) }
-            }
-            #[inline(always)]
             unsafe fn sub(self, other: Self) -> Self {
-                // SAFETY: as above.
+                // SAFETY: the caller has the instruction set.
                 unsafe { $sub(self, other) }
             }
         }
@@ -461,8 +451,8 @@ mod x86 {
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
     }
 
-    register!(__m512, widen16, widen16_bf16, _mm512_add_ps, _mm512_sub_ps);
-    register!(__m256, widen8, widen8_bf16, _mm256_add_ps, _mm256_sub_ps);
+    register!(__m512, widen16, widen16_bf16, _mm512_sub_ps);
+    register!(__m256, widen8, widen8_bf16, _mm256_sub_ps);
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -490,5 +480,5 @@ mod arm {
         vreinterpretq_f32_u32(vshll_n_u16::<16>(halves))
     }
 
-    register!(float32x4_t, widen4, widen4_bf16, vaddq_f32, vsubq_f32);
+    register!(float32x4_t, widen4, widen4_bf16, vsubq_f32);
 }
