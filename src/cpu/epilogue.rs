@@ -1,5 +1,9 @@
 //! Epilogues: what turns accumulated sums into stored numbers, `act(fma(sum, scale, bias) + residual)`,
 //! in one pass over the sums of a block.
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "registers are converted on x86-64 alone")
+)]
 
 #[cfg(target_arch = "aarch64")]
 use super::kernels::finish_neon;
@@ -7,7 +11,9 @@ use super::kernels::{C_PITCH, MAX_COLUMNS};
 #[cfg(target_arch = "x86_64")]
 use super::kernels::{finish_avx2, finish_avx512};
 use super::memory::{Rows, RowsMut, Stored, StoredMut};
-use super::vector::{self, Vector, narrow_half, widen_half};
+#[cfg(target_arch = "x86_64")]
+use super::vector;
+use super::vector::{Vector, narrow_half, widen_half};
 use super::{math, pairs};
 use crate::graph::Act;
 
