@@ -1,9 +1,19 @@
 //! Epilogues: what turns accumulated sums into stored numbers, `act(fma(sum, scale, bias) + residual)`,
 //! in one pass over the sums of a block.
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "registers are converted on x86-64 alone")
+)]
 
+#[cfg(target_arch = "aarch64")]
+use super::kernels::finish_neon;
 use super::kernels::{C_PITCH, MAX_COLUMNS};
+#[cfg(target_arch = "x86_64")]
+use super::kernels::{finish_avx2, finish_avx512};
 use super::memory::{Rows, RowsMut, Stored, StoredMut};
-use super::vector::{self, Vector, narrow_half, widen_half};
+#[cfg(target_arch = "x86_64")]
+use super::vector;
+use super::vector::{Vector, narrow_half, widen_half};
 use super::{math, pairs};
 use crate::graph::Act;
 
@@ -117,6 +127,7 @@ unsafe fn emit_registers<V: Vector>(
 #[inline(always)]
 fn emit_slices(
     sums: Finished<'_>,
+    finish: impl Fn(&mut [f32], &Finish<'_>),
     widen: impl Fn(Stored<'_>, &mut [f32]),
     narrow: impl Fn(&[f32], StoredMut<'_>),
 ) {
@@ -156,7 +167,7 @@ pub(super) unsafe fn keep_row<V: Vector>(
 /// pays, registers.
 macro_rules! emit {
     ($([$features:literal])?, $name:ident,
-        [$widen:path, $narrow:path, $widen_bf16:path, $narrow_bf16:path]
+        [$finish:path, $widen:path, $narrow:path, $widen_bf16:path, $narrow_bf16:path]
         $(, [$load:path, $keep:path])?) => {
         $(#[target_feature(enable = $features)])?
         #[allow(unused_mut, reason = "depends on the instruction set")]
@@ -178,7 +189,7 @@ macro_rules! emit {
                     return;
                 }
             )?
-            emit_slices(sums, widen, narrow);
+            emit_slices(sums, |sums, with| $finish(sums, with), widen, narrow);
         }
     };
 }
@@ -187,22 +198,34 @@ macro_rules! emit {
 emit!(
     ["avx512f,avx512bw,avx512vl,avx2,fma,f16c"],
     emit_avx512,
-    [vector::x86::widen_avx512, vector::x86::narrow_avx512, pairs::widen, pairs::narrow],
+    [
+        finish_avx512,
+        vector::x86::widen_avx512,
+        vector::x86::narrow_avx512,
+        pairs::widen,
+        pairs::narrow
+    ],
     [vector::x86::load_avx512, vector::x86::keep_avx512]
 );
 #[cfg(target_arch = "x86_64")]
 emit!(
     ["avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c"],
     emit_avx512_bf16,
-    [vector::x86::widen_avx512, vector::x86::narrow_avx512, pairs::widen, pairs::x86::narrow],
+    [
+        finish_avx512,
+        vector::x86::widen_avx512,
+        vector::x86::narrow_avx512,
+        pairs::widen,
+        pairs::x86::narrow
+    ],
     [vector::x86::load_avx512, pairs::x86::keep]
 );
 #[cfg(target_arch = "x86_64")]
 emit!(
     ["avx2,fma,f16c"],
     emit_avx2,
-    [vector::x86::widen_avx2, vector::x86::narrow_avx2, pairs::widen, pairs::narrow]
+    [finish_avx2, vector::x86::widen_avx2, vector::x86::narrow_avx2, pairs::widen, pairs::narrow]
 );
 #[cfg(target_arch = "aarch64")]
-emit!(["neon"], emit_neon, [widen_half, narrow_half, pairs::widen, pairs::narrow]);
-emit!(, emit_portable, [widen_half, narrow_half, pairs::widen, pairs::narrow]);
+emit!(["neon"], emit_neon, [finish_neon, widen_half, narrow_half, pairs::widen, pairs::narrow]);
+emit!(, emit_portable, [finish, widen_half, narrow_half, pairs::widen, pairs::narrow]);

@@ -359,7 +359,7 @@ macro_rules! compiled {
         }
 
         #[target_feature(enable = $features)]
-        fn $finish(sums: &mut [f32], with: &Finish<'_>) {
+        pub(super) fn $finish(sums: &mut [f32], with: &Finish<'_>) {
             epilogue::finish(sums, with);
         }
 

@@ -75,7 +75,7 @@ fn exp32_parts(x: f32, rest: f32) -> (f32, [f32; 2]) {
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     /// Few enough bits for exact multiples.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;

@@ -258,3 +258,21 @@ impl Weights {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::kernels::Isa;
+
+    /// Seven blocks of 112 rows would leave one of two threads idle for an eighth of the time.
+    #[test]
+    fn few_blocks_go_round() {
+        let kernels = Kernels::of(Isa::Portable, Precision::F16).unwrap();
+        let weights = Weights::pack(kernels, &[f16::ZERO; 128 * 8], 128);
+        for (threads, blocks) in [(1, 7), (2, 8), (4, 16)] {
+            let [rows, columns] = weights.blocks(7 * MAX_ROWS, threads);
+            assert!(rows <= MAX_ROWS && rows.is_multiple_of(kernels.rows()));
+            assert_eq!((7 * MAX_ROWS).div_ceil(rows) * 128usize.div_ceil(columns), blocks);
+        }
+    }
+}

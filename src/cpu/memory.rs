@@ -107,6 +107,7 @@ impl<'a> Stored<'a> {
 impl<'a> Stored<'a> {
     /// Some of the numbers.
     #[inline]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
     pub fn part(self, range: Range<usize>) -> Stored<'a> {
         match self {
             Stored::F16(v) => Stored::F16(&v[range]),
@@ -119,6 +120,7 @@ impl<'a> Stored<'a> {
 impl<'a> StoredMut<'a> {
     /// Room for some of the numbers.
     #[inline]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
     pub fn part(&mut self, range: Range<usize>) -> StoredMut<'_> {
         match self {
             StoredMut::F16(v) => StoredMut::F16(&mut v[range]),

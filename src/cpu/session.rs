@@ -246,7 +246,7 @@ impl CpuSession {
         rows: usize,
         inputs: &[Input<'_>],
         outputs: &mut [&mut [f32]],
-        seconds: Option<&mut [f64]>,
+        mut seconds: Option<&mut [f64]>,
     ) -> Result<()> {
         check_run(&self.graph, rows, inputs, outputs)?;
         if rows > self.max_rows {
@@ -256,18 +256,6 @@ impl CpuSession {
         if rows == 0 {
             return Ok(());
         }
-        let team = self.team.clone();
-        team.enter(|| self.steps(rows, inputs, outputs, seconds))
-    }
-
-    /// The steps of a run that was found to be possible.
-    fn steps(
-        &mut self,
-        rows: usize,
-        inputs: &[Input<'_>],
-        outputs: &mut [&mut [f32]],
-        mut seconds: Option<&mut [f64]>,
-    ) -> Result<()> {
         let frame = Frame {
             rows,
             bases: [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()],

@@ -30,43 +30,25 @@ impl Team {
         self.threads
     }
 
-    /// Does `work` on one of the threads: what it calls [`Team::each`] for then begins without a
-    /// message to threads that sleep.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    /// Calls `work(worker, task)` once for every task, `worker < threads`, and returns when all
+    /// are done. A worker does one task at a time.
+    pub fn each(&self, tasks: usize, work: impl Fn(usize, usize) + Sync) {
         match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
+            Some(pool) if tasks > 1 => {
+                let next = AtomicUsize::new(0);
+                pool.broadcast(|worker| {
+                    loop {
+                        let task = next.fetch_add(1, Ordering::Relaxed);
+                        if task >= tasks {
+                            break;
+                        }
+                        work(worker.index(), task);
+                    }
+                });
+            }
+            _ => (0..tasks).for_each(|task| work(0, task)),
         }
     }
-
-    /// Calls `work(worker, task)` once for every task, `worker < threads`, and returns when all
-    /// are done. A worker does one task at a time; one that the system lets wait is not waited for,
-    /// unless it has begun a task.
-    pub fn each(&self, tasks: usize, work: impl Fn(usize, usize) + Sync) {
-        let Some(pool) = self.pool.as_ref().filter(|_| tasks > 1) else {
-            return (0..tasks).for_each(|task| work(0, task));
-        };
-        let next = AtomicUsize::new(0);
-        let drain = || {
-            let worker = rayon::current_thread_index().unwrap_or(0);
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
-                }
-                work(worker, task);
-            }
-        };
-        pool.install(|| spread(self.threads.min(tasks), &drain));
-    }
-}
-
-/// Offers `drain` to so many workers, of which those that come in time take part.
-fn spread(workers: usize, drain: &(impl Fn() + Sync)) {
-    if workers == 1 {
-        return drain();
-    }
-    rayon::join(|| spread(workers / 2, drain), || spread(workers - workers / 2, drain));
 }
 
 #[cfg(test)]

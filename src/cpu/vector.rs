@@ -16,8 +16,10 @@ pub(super) trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(from: *const f32) -> Self;
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
     unsafe fn add(self, other: Self) -> Self;
     /// 0 where it is below; a NaN stays one.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
     unsafe fn relu(self) -> Self;
     /// `self * by + plus`, rounded once.
     unsafe fn fma(self, by: Self, plus: Self) -> Self;
@@ -414,7 +416,7 @@ pub(super) mod arm {
         vdupq_n_f32(0.0)
     }
 
-    /// `x` where it is a NaN, unlike `vmaxq_f32` of a NaN that signals.
+    /// `x` where that is a NaN or a zero of either sign.
     #[inline]
     #[target_feature(enable = "neon")]
     fn max(zero: float32x4_t, x: float32x4_t) -> float32x4_t {
