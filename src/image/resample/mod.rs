@@ -74,8 +74,8 @@ pub struct Resampler {
     in_size: [usize; 2],
     out_size: [usize; 2],
     /// Absent when the pass would copy.
-    horizontal: Option<Pass>,
-    vertical: Option<Pass>,
+    horizontal: Option<Box<Pass>>,
+    vertical: Option<Box<Pass>>,
 }
 
 /// The filter of one axis: of each output sample the first input sample and their number, and as
@@ -140,7 +140,11 @@ impl Resampler {
         }
         let axis = |length: usize, from: f32, to: f32, out: usize| {
             let copies = length == out && from == 0.0 && to == out as f32;
-            (!copies).then(|| Pass { axis: Axis::new(length, from, to, out, filter), plan: None })
+            if copies {
+                return None;
+            }
+            let axis = Axis::new(length, from, to, out, filter);
+            Some(Box::new(Pass { axis, plan: None }))
         };
         let resampler = Resampler {
             in_size: [in_w, in_h],
@@ -171,9 +175,10 @@ impl Resampler {
     /// give the same bytes. Where a pass would copy, its filter is one weight of 1.
     pub fn filters(&self) -> [FilterTable; 2] {
         let [in_w, in_h] = self.in_size;
-        let table = |pass: &Option<Pass>, length: usize| match pass {
-            Some(Pass { axis: Axis { bounds, weights, .. }, .. }) => {
-                FilterTable { length, bounds: bounds.clone(), weights: weights.clone() }
+        let table = |pass: &Option<Box<Pass>>, length: usize| match pass {
+            Some(pass) => {
+                let Axis { bounds, weights, .. } = pass.axis.clone();
+                FilterTable { length, bounds, weights }
             }
             None => FilterTable {
                 length,

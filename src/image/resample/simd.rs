@@ -132,13 +132,11 @@ mod x86 {
         }
     }
 
-    /// What is left of a picture, and zeros.
-    #[cold]
+    /// What is left of a picture, and zeros. A call to copy memory, which keeps no register, would make
+    /// the loops around it hold their sums in memory.
+    #[inline(always)]
     fn cut_off<const N: usize>(src: &[u8], at: usize) -> [u8; N] {
-        let rest = src.get(at..).unwrap_or_default();
-        let mut out = [0; N];
-        out[..rest.len()].copy_from_slice(rest);
-        out
+        std::array::from_fn(|i| src.get(at + i).copied().unwrap_or(0))
     }
 
     /// Calls a function for the number of digits of a block.
@@ -199,12 +197,16 @@ mod x86 {
             unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
         }
 
-        /// 64 bytes from `at`.
-        #[target_feature(enable = "avx512f")]
+        /// 64 bytes from `at`; zeros where there are none.
+        #[target_feature(enable = "avx512f,avx512bw")]
         fn window(src: &[u8], at: usize) -> __m512i {
-            match src.get(at..).and_then(|rest| rest.first_chunk()) {
+            let rest = src.get(at..).unwrap_or_default();
+            match rest.first_chunk() {
                 Some(whole) => load(whole),
-                None => load(&cut_off(src, at)),
+                // SAFETY: bytes behind `rest` are masked out, and such are not touched.
+                None => unsafe {
+                    _mm512_maskz_loadu_epi8((1 << rest.len()) - 1, rest.as_ptr().cast())
+                },
             }
         }
 
