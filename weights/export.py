@@ -12,6 +12,7 @@ A package made here is for testing and for encoders of one's own; published chec
 by `histokern import`, which needs none of this.
 """
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -142,13 +143,35 @@ def arrays_of(model):
 
 def emulate(model, dtype=torch.float16):
     """Rounds the weights, and what every module puts out, to FP16 or bf16; sums stay f32."""
-    for p in model.parameters():
-        if p.ndim >= 2:
-            p.data = p.data.to(dtype).float()
-    for m in model.modules():
-        if not list(m.children()):
-            m.register_forward_hook(lambda _m, _i, out: out.to(dtype).float())
+    rounded(model, dtype)
     return model
+
+
+@contextlib.contextmanager
+def emulated(model, dtype):
+    """As `emulate`, for a while."""
+    exact = rounded(model, dtype)
+    try:
+        yield
+    finally:
+        exact()
+
+
+def rounded(model, dtype):
+    """Rounds, and returns what takes it back."""
+    weights = [(p, p.data) for p in model.parameters() if p.ndim >= 2]
+    for p, data in weights:
+        p.data = data.to(dtype).float()
+    hooks = [m.register_forward_hook(lambda _m, _i, out: out.to(dtype).float())
+             for m in model.modules() if not list(m.children())]
+
+    def exact():
+        for p, data in weights:
+            p.data = data
+        for hook in hooks:
+            hook.remove()
+
+    return exact
 
 
 # ---------------------------------------------------------------------------------------------

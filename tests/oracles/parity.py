@@ -17,7 +17,6 @@ HEADS or vits.LAYOUTS, or a function that returns a Case, in `rows`.
 """
 import argparse
 import collections
-import copy
 import json
 import os
 import subprocess
@@ -106,8 +105,11 @@ def outputs(model, u8):
 
 def narrow(model, run):
     """What a model makes of the same in each of PRECISIONS."""
-    return {name: run(export.emulate(copy.deepcopy(model), dtype))
-            for name, dtype in PRECISIONS.items()}
+    made = {}
+    for name, dtype in PRECISIONS.items():
+        with export.emulated(model, dtype):
+            made[name] = run(model)
+    return made
 
 
 def case(model, name, folder, side, stage=None, output=None, part="encoder", out="features"):
