@@ -188,6 +188,10 @@ def vit(binary, name, small, folder):
     return Case(package, "encoder", [{"pixels": u8}], "features", *outputs(model, u8))
 
 
+def exact(numbers):
+    return numbers.bfloat16().half().float()
+
+
 def head(name, text, d, build, output, folder):
     """A head as a package, and what PyTorch makes of a few bags."""
     model = build(d).eval()
@@ -202,10 +206,10 @@ def head(name, text, d, build, output, folder):
     clinical = "clinical" in name
     bags = []
     for n in range(BAGS):
-        # Features as behind a ReLU, and FP16's own numbers.
-        bag = {"features": torch.relu(torch.randn(23 + 7 * n, d)).half().float().numpy()}
+        # Features as behind a ReLU, and numbers that both FP16 and bf16 have: nobody rounds them.
+        bag = {"features": torch.relu(exact(torch.randn(23 + 7 * n, d))).numpy()}
         if clinical:
-            bag["clinical"] = torch.randn(5).half().float().numpy()
+            bag["clinical"] = exact(torch.randn(5)).numpy()
         bags.append(bag)
 
     def run(model):
