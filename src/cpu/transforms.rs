@@ -97,8 +97,8 @@ pub(super) trait Scheme<const A: usize, const M: usize> {
     unsafe fn output<V: Register>(m: [V; A]) -> [V; M];
 }
 
-/// `F(4 x 4, 3 x 3)` by the points 0, `±sqrt(1/2)`, `±sqrt(2)` and infinity, whose rounding errors are
-/// half of those of 0, ±1, ±2.
+/// `F(4 x 4, 3 x 3)` by the points 0, `±sqrt(1/2)`, `±sqrt(2)` and infinity: their powers stay closer to 1
+/// than those of 0, ±1, ±2, and so do what is added up and what is rounded.
 pub(super) struct Four;
 
 impl Scheme<6, 4> for Four {

@@ -257,21 +257,11 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
         part: &mut Part<'_>,
     ) {
         let [p, q] = self.map.output;
-        let mut added = [0.0; MAX_COLUMNS];
-        let added = &mut added[..columns.len()];
-        for (i, j) in (0..M).flat_map(|i| (0..M).map(move |j| (i, j))) {
-            let (y, x) = (tile.p + i, tile.q + j);
-            if y >= p || x >= q {
-                continue;
-            }
-            let position = (tile.image * p + y) * q + x;
-            let values = &mut values[(i * M + j) * C_PITCH..][..columns.len()];
-            let residual = residual.map(|r| {
-                self.kernels.widen(r.at(position, columns.clone()), added);
-                &*added
-            });
-            self.kernels.finish(values, &self.after.finish(columns, residual));
-            part.put(position, columns.start, values);
+        let across = M.min(q - tile.q);
+        for (y, values) in (tile.p..p).zip(values.chunks_exact_mut(M * C_PITCH)) {
+            let first = (tile.image * p + y) * q + tile.q;
+            let with = self.after.finish(columns, None);
+            part.finish(first..first + across, columns.clone(), values, with, residual);
         }
     }
 
