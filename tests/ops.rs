@@ -73,7 +73,8 @@ fn general_numbers_agree_with_the_reference() {
         let got = run(&on, &case, Numbers::General, 0, case.rows);
         for (got, want) in got.iter().zip(&want) {
             let deviation = Deviation::between(got, want).unwrap();
-            let bound = if case.graph.steps.len() == 1 { 2e-6 } else { several };
+            let one = 2e-6 + on.product_error();
+            let bound = if case.graph.steps.len() == 1 { one } else { several };
             assert!(deviation.within(bound), "{} in {precision}: {deviation}", case.name);
         }
     }
@@ -85,7 +86,7 @@ fn the_same_bits_on_every_instruction_set_and_number_of_threads() {
         let rows = if case.rows_are_independent() { 3 } else { case.rows };
         let on = with(1, Isa::Portable, precision);
         let want = bits(&run(&on, &case, Numbers::General, 4, rows));
-        for isa in available() {
+        for isa in available().into_iter().filter(|isa| isa.sums_as_others()) {
             // Rows and columns are cut in the same way whatever the numbers.
             let counts: &[usize] = if precision == Precision::F16 { &[1, 2, 5] } else { &[3] };
             for &threads in counts {

@@ -37,6 +37,12 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// How far a sum of products may lie from that of exact products, relative to a sum in which much
+    /// cancels, where it is more than the order of f32 sums.
+    fn product_error(&self) -> f64 {
+        0.0
+    }
+
     /// Readies a graph: packs its weights and plans its arena for up to `max_rows` rows. With 0 rows
     /// only the weights are readied, and [`Session::reserve`] makes room.
     ///

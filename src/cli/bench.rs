@@ -5,7 +5,7 @@ use super::device::{Device, bytes};
 use super::{Global, Outcome, print_json};
 use crate::backend::measure::{self, Layer, Stopwatch, median};
 use crate::backend::{Backend, Precision};
-use crate::cpu::{CpuBackend, ceiling};
+use crate::cpu::{CpuBackend, Isa, ceiling};
 use crate::cuda::CudaBackend;
 use crate::error::{Context, Error, Result};
 use crate::graph::Graph;
@@ -201,7 +201,12 @@ impl Ceilings {
         let threads = global.threads();
         let isa = CpuBackend::new(1, None)?.isa();
         let pairs = args.precision == Precision::Bf16 && ceiling::pairs_available(isa);
-        let what = if pairs { "products of bf16 pairs" } else { "fused multiply-adds" };
+        let what = match (isa, args.precision) {
+            (Isa::Amx, Precision::F16) => "a third of the products of bf16 tiles",
+            (Isa::Amx, Precision::Bf16) => "products of bf16 tiles",
+            _ if pairs => "products of bf16 pairs",
+            _ => "fused multiply-adds",
+        };
         Ok(Ceilings {
             flops_per_second: ceiling::flops_per_second(isa, args.precision, threads),
             flops_by: format!("{what} in registers, {isa}, {threads} threads"),

@@ -19,13 +19,20 @@ pub fn flops_per_second(isa: Isa, precision: Precision, threads: usize) -> f64 {
     let run = || -> usize {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx if precision != Precision::F32 && isa.is_available() => {
+                // Three products make one of FP16 numbers.
+                let products = if precision == Precision::F16 { 3 } else { 1 };
+                // SAFETY: the instructions were found on this processor.
+                unsafe { super::amx::x86::products(ROUNDS / 8) / products }
+            }
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if precision == Precision::Bf16 && pairs_available(isa) => {
                 // SAFETY: the instructions were found on this processor.
                 unsafe { x86::pairs_avx512(ROUNDS) }
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the instruction set was found on this processor.
-            Isa::Avx512 if isa.is_available() => unsafe { x86::fma_avx512(ROUNDS) },
+            Isa::Avx512 | Isa::Amx if isa.is_available() => unsafe { x86::fma_avx512(ROUNDS) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 if isa.is_available() => unsafe { x86::fma_avx2(ROUNDS) },
@@ -40,6 +47,7 @@ pub fn pairs_available(isa: Isa) -> bool {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => isa.is_available() && is_x86_feature_detected!("avx512bf16"),
+        Isa::Amx => isa.is_available(),
         _ => false,
     }
 }

@@ -3,6 +3,7 @@
 //! A [`Kernels`] can only be had from [`Kernels::of`], which asks the processor first: holding one
 //! is the proof that its functions may be called.
 
+use super::amx;
 use super::epilogue::{self, Finish, Finished};
 use super::memory::{Stored, StoredMut};
 use super::pairs;
@@ -28,6 +29,8 @@ pub(super) const MAX_ROWS: usize = 112;
 /// An instruction set with fused multiply-add on f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// x86-64 with AVX-512 and the tile registers of AMX-BF16. Alone among them it sums in another order.
+    Amx,
     /// x86-64 with AVX-512 F, BW and VL.
     Avx512,
     /// x86-64 with AVX2, FMA and F16C.
@@ -40,11 +43,13 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, the widest first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+    pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
     /// Whether this processor has it.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => super::ceiling::pairs_available(Isa::Avx512) && amx::available(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 Isa::Avx2.is_available()
@@ -69,6 +74,22 @@ impl Isa {
     /// The widest instruction set of this processor.
     pub fn detect() -> Isa {
         Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
+    }
+
+    /// Whether the order of its sums is that of all others: the bits of [`Precision::F16`] and
+    /// [`Precision::Bf16`] are those of any other such set.
+    pub fn sums_as_others(self) -> bool {
+        self != Isa::Amx
+    }
+
+    /// Takes the instructions of [`Isa::Amx`] for available, whatever the processor says: for programs that
+    /// emulate them.
+    ///
+    /// # Safety
+    /// They work in every thread of this process from now on.
+    pub unsafe fn assume_amx() {
+        // SAFETY: the caller's.
+        unsafe { amx::assume() };
     }
 
     /// The instruction set named by the environment variable `HISTOKERN_CPU`, if it is set.
@@ -98,6 +119,7 @@ impl Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Isa::Amx => "amx",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
             Isa::Neon => "neon",
@@ -110,7 +132,46 @@ impl fmt::Display for Isa {
 type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, bool);
 
 /// See [`pairs::tile`].
-type PairTile = unsafe fn(*const [bf16; 2], *const [bf16; 2], usize, *mut f32, bool);
+pub(super) type PairTile = unsafe fn(*const [bf16; 2], *const [bf16; 2], usize, *mut f32, bool);
+
+/// See [`Pairing`].
+type Split = unsafe fn(&[f16], &mut [bf16]);
+
+/// How numbers are multiplied as pairs of bf16.
+#[derive(Clone, Copy)]
+pub(super) struct Pairing {
+    /// Pairs of a row that are multiplied together: depths are filled up to whole steps.
+    pub step: usize,
+    /// For numbers that are sums of two bf16 ones, what takes whole steps of FP16 numbers apart: of each
+    /// step first the near numbers, then the rests.
+    split: Option<Split>,
+}
+
+impl Pairing {
+    /// bf16 numbers for each number.
+    pub fn terms(&self) -> usize {
+        1 + usize::from(self.split.is_some())
+    }
+
+    /// Pairs of a reduction, those it is filled up with included.
+    pub fn pairs(&self, depth: usize) -> usize {
+        depth.div_ceil(2).next_multiple_of(self.step)
+    }
+
+    /// Where an element of a reduction is stored: the pair of its near number, and that of the rest.
+    pub fn place(&self, element: usize) -> [usize; 2] {
+        let (step, pair) = (element / 2 / self.step, element / 2 % self.step);
+        let near = step * self.step * self.terms() + pair;
+        [near, near + self.step]
+    }
+}
+
+/// The right to multiply pairs in this thread.
+pub(super) struct PairProducts {
+    kernels: &'static Kernels,
+    /// Its tile registers, where it has such.
+    _tiles: Option<amx::Tiles>,
+}
 
 /// The inner loops of one instruction set, for one precision.
 pub(super) struct Kernels {
@@ -122,7 +183,9 @@ pub(super) struct Kernels {
     pub columns: usize,
     /// Tiles by their number of rows, ascending.
     tiles: &'static [(usize, Tile)],
-    /// As many of the same heights.
+    /// How pairs are multiplied, where numbers are.
+    pub pairs: Option<Pairing>,
+    /// Tiles of pairs by their number of rows, ascending.
     pair_tiles: &'static [(usize, PairTile)],
     widen: unsafe fn(&[f16], &mut [f32]),
     narrow: unsafe fn(&[f32], &mut [f16]),
@@ -145,11 +208,16 @@ impl Kernels {
         }
         let each: &'static [Kernels; 3] = match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx if precision == Precision::F16 => return Ok(&AMX),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if precision == Precision::Bf16 => return Ok(&AMX_BF16),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if precision == Precision::Bf16 && super::ceiling::pairs_available(isa) => {
                 return Ok(&AVX512_BF16);
             }
+            // Tile registers do not multiply f32.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &AVX512,
+            Isa::Avx512 | Isa::Amx => &AVX512,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
             #[cfg(target_arch = "aarch64")]
@@ -171,13 +239,10 @@ impl Kernels {
 
     /// The same loops for each precision, in the order of [`Precision::ALL`].
     const fn each(self) -> [Kernels; 3] {
-        const fn of(kernels: &Kernels, precision: Precision, emulated: bool) -> Kernels {
-            Kernels { precision, emulated, ..*kernels }
-        }
         [
-            of(&self, Precision::F16, false),
-            of(&self, Precision::Bf16, true),
-            of(&self, Precision::F32, false),
+            Kernels { precision: Precision::F16, ..self },
+            Kernels { precision: Precision::Bf16, emulated: true, pairs: PAIRS, ..self },
+            Kernels { precision: Precision::F32, ..self },
         ]
     }
 
@@ -190,9 +255,35 @@ impl Kernels {
         }
     }
 
+    /// See [`crate::backend::Backend::product_error`]: FP16 numbers as sums of two leave out the products of
+    /// their rests, each at most 2^-18 of the whole; a sixteenth of it may be left of a sum that cancels.
+    pub fn product_error(&self) -> f64 {
+        let splits = self.pairs.is_some_and(|pairs| pairs.split.is_some());
+        if splits { 1.0 / (1 << 14) as f64 } else { 0.0 }
+    }
+
     /// Rows of the largest tile: blocks are cut into multiples of it.
     pub fn rows(&self) -> usize {
-        self.tiles[self.tiles.len() - 1].0
+        let last = match self.pairs {
+            None => self.tiles.last().map(|t| t.0),
+            Some(_) => self.pair_tiles.last().map(|t| t.0),
+        };
+        last.unwrap_or(1)
+    }
+
+    /// What multiplies pairs in this thread until it is dropped.
+    pub fn pair_products(&'static self) -> PairProducts {
+        let has_tiles = self.isa == Isa::Amx;
+        // SAFETY: the processor has the instruction set (see the module).
+        let _tiles = has_tiles.then(|| unsafe { amx::Tiles::open() });
+        PairProducts { kernels: self, _tiles }
+    }
+
+    /// Takes FP16 numbers apart, whole steps of them: see [`Pairing`].
+    pub fn split(&self, from: &[f16], to: &mut [bf16]) {
+        let split = self.pairs.and_then(|pairs| pairs.split);
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { split.expect("numbers are sums of two")(from, to) }
     }
 
     /// `c (+)= a b` for `rows` rows of `a` and one panel of `b` (`[depth][columns]`), through the
@@ -213,32 +304,6 @@ impl Kernels {
             // and `depth` bound what a tile of this height touches, and all pitches keep the
             // alignment.
             unsafe { tile(a.as_ptr(), b.as_ptr(), depth, c.as_mut_ptr(), first) };
-            row += height;
-        }
-    }
-
-    /// As [`Kernels::multiply`] on pairs of bf16 numbers, `b` of `[pairs][columns]`.
-    pub fn multiply_pairs(
-        &self,
-        a: &[[bf16; 2]],
-        b: &[[bf16; 2]],
-        rows: usize,
-        c: &mut [f32],
-        first: bool,
-    ) {
-        let pairs = b.len() / self.columns;
-        let aligned = |address: usize| address.is_multiple_of(4 * self.columns.min(16));
-        assert!(pairs <= MAX_DEPTH);
-        assert!(aligned(b.as_ptr() as usize) && aligned(c.as_ptr() as usize));
-        let mut row = 0;
-        while row < rows {
-            let (height, tile) = (self.pair_tiles.iter())
-                .find(|(height, _)| *height >= rows - row)
-                .unwrap_or(&self.pair_tiles[self.pair_tiles.len() - 1]);
-            let a = &a[row * A_PITCH..(row + height) * A_PITCH];
-            let c = &mut c[row * C_PITCH..][..(height - 1) * C_PITCH + self.columns];
-            // SAFETY: as in `multiply`.
-            unsafe { tile(a.as_ptr(), b.as_ptr(), pairs, c.as_mut_ptr(), first) };
             row += height;
         }
     }
@@ -319,6 +384,39 @@ impl Kernels {
     }
 }
 
+impl PairProducts {
+    /// As [`Kernels::multiply`] on pairs of bf16 numbers, `b` of `[pairs][columns]`.
+    pub fn multiply(
+        &self,
+        a: &[[bf16; 2]],
+        b: &[[bf16; 2]],
+        rows: usize,
+        c: &mut [f32],
+        first: bool,
+    ) {
+        let Kernels { columns, pair_tiles, pairs: how, .. } = self.kernels;
+        let pairs = b.len() / columns;
+        let whole = how.map_or(1, |how| how.step * how.terms());
+        let aligned = |address: usize| address.is_multiple_of(4 * columns.min(&16));
+        assert!(0 < pairs && pairs <= MAX_DEPTH && pairs.is_multiple_of(whole));
+        assert!(aligned(b.as_ptr() as usize) && aligned(c.as_ptr() as usize));
+        let mut row = 0;
+        while row < rows {
+            let (height, tile) = (pair_tiles.iter())
+                .find(|(height, _)| *height >= rows - row)
+                .unwrap_or(&pair_tiles[pair_tiles.len() - 1]);
+            let a = &a[row * A_PITCH..(row + height) * A_PITCH];
+            let c = &mut c[row * C_PITCH..][..(height - 1) * C_PITCH + columns];
+            // SAFETY: as in `Kernels::multiply`; tile registers are set up for as long as `self` lives.
+            unsafe { tile(a.as_ptr(), b.as_ptr(), pairs, c.as_mut_ptr(), first) };
+            row += height;
+        }
+    }
+}
+
+/// Pairs as vector units multiply them, one after another.
+const PAIRS: Option<Pairing> = Some(Pairing { step: 1, split: None });
+
 /// Compiles the loops of [`vector`] for an instruction set.
 macro_rules! compiled {
     ($features:literal, [$tile:ident, $finish:ident, $normalize:ident, $exponentials:ident],
@@ -390,6 +488,7 @@ static AVX512: [Kernels; 3] = AVX512_BASE.each();
 const AVX512_BASE: Kernels = Kernels {
     precision: Precision::F16,
     emulated: false,
+    pairs: None,
     pair_tiles: &[
         (1, pair_tile_avx512::<1>),
         (4, pair_tile_avx512::<4>),
@@ -416,8 +515,11 @@ const AVX512_BASE: Kernels = Kernels {
 
 /// With the instruction that multiplies pairs.
 #[cfg(target_arch = "x86_64")]
-static AVX512_BF16: Kernels = Kernels {
+static AVX512_BF16: Kernels = AVX512_BF16_BASE;
+#[cfg(target_arch = "x86_64")]
+const AVX512_BF16_BASE: Kernels = Kernels {
     precision: Precision::Bf16,
+    pairs: PAIRS,
     pair_tiles: &[
         (1, pairs::x86::tile::<1>),
         (4, pairs::x86::tile::<4>),
@@ -426,6 +528,24 @@ static AVX512_BF16: Kernels = Kernels {
     ],
     narrow_bf16: pairs::x86::narrow,
     emit: epilogue::emit_avx512_bf16,
+    ..AVX512_BASE
+};
+
+/// With tile registers: bf16 as it is, FP16 in two terms.
+#[cfg(target_arch = "x86_64")]
+static AMX_BF16: Kernels = Kernels {
+    isa: Isa::Amx,
+    columns: amx::COLUMNS,
+    pairs: Some(Pairing { step: amx::STEP, split: None }),
+    pair_tiles: &[(16, amx::x86::tile16), (32, amx::x86::tile32)],
+    ..AVX512_BF16_BASE
+};
+#[cfg(target_arch = "x86_64")]
+static AMX: Kernels = Kernels {
+    isa: Isa::Amx,
+    columns: amx::COLUMNS,
+    pairs: Some(Pairing { step: amx::STEP, split: Some(amx::x86::split) }),
+    pair_tiles: &[(16, amx::x86::split_tile16), (32, amx::x86::split_tile32)],
     ..AVX512_BASE
 };
 
@@ -444,6 +564,7 @@ static AVX2: [Kernels; 3] = AVX2_BASE.each();
 const AVX2_BASE: Kernels = Kernels {
     precision: Precision::F16,
     emulated: false,
+    pairs: None,
     pair_tiles: &[(1, pair_tile_avx2::<1>), (3, pair_tile_avx2::<3>), (6, pair_tile_avx2::<6>)],
     widen_bf16: widen_bf16_avx2,
     narrow_bf16: narrow_bf16_avx2,
@@ -473,6 +594,7 @@ static NEON: [Kernels; 3] = NEON_BASE.each();
 const NEON_BASE: Kernels = Kernels {
     precision: Precision::F16,
     emulated: false,
+    pairs: None,
     pair_tiles: &[(1, pair_tile_neon::<1>), (3, pair_tile_neon::<3>), (6, pair_tile_neon::<6>)],
     widen_bf16: widen_bf16_neon,
     narrow_bf16: narrow_bf16_neon,
@@ -491,6 +613,7 @@ static PORTABLE: [Kernels; 3] = PORTABLE_BASE.each();
 const PORTABLE_BASE: Kernels = Kernels {
     precision: Precision::F16,
     emulated: false,
+    pairs: None,
     pair_tiles: &[(1, pairs::tile::<1, 8>), (4, pairs::tile::<4, 8>)],
     widen_bf16: pairs::widen,
     narrow_bf16: pairs::narrow,

@@ -1,8 +1,7 @@
 //! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
-use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS};
+use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, Pairing};
 use super::memory::{Aligned, Stored, StoredMut};
-use crate::backend::Precision;
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -46,8 +45,8 @@ pub(super) struct Panels<'a> {
 pub(super) enum Columns<'a> {
     /// `[depth][columns]`.
     Singles(&'a [f32]),
-    /// `[depth / 2][columns]`, an odd depth filled up with zeros.
-    Pairs(&'a [[bf16; 2]]),
+    /// `[depth / 2][columns]`, filled up with zeros to whole steps; see [`Pairing`].
+    Pairs(Pairing, &'a [[bf16; 2]]),
 }
 
 impl Panels<'_> {
@@ -64,7 +63,7 @@ impl Panels<'_> {
         assert!(slots.start.is_multiple_of(self.kernels.columns));
         match self.data {
             Columns::Singles(data) => self.multiply_singles(data, block, rows, slots, pack),
-            Columns::Pairs(data) => self.multiply_pairs(data, block, rows, slots, pack),
+            Columns::Pairs(how, data) => self.multiply_pairs(how, data, block, rows, slots, pack),
         }
     }
 
@@ -96,29 +95,42 @@ impl Panels<'_> {
 
     fn multiply_pairs(
         &self,
+        how: Pairing,
         data: &[[bf16; 2]],
         block: &mut Block,
         rows: usize,
         slots: Range<usize>,
         pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
     ) {
-        let (width, all) = (self.kernels.columns, self.depth.div_ceil(2));
-        let step = all.div_ceil(all.div_ceil(MAX_DEPTH));
+        let (width, all, terms) = (self.kernels.columns, how.pairs(self.depth), how.terms());
+        let parts = all.div_ceil(MAX_DEPTH / terms);
+        let step = all.div_ceil(parts).next_multiple_of(how.step);
+        let products = self.kernels.pair_products();
+        let mut halves = [f16::ZERO; MAX_DEPTH];
         for start in (0..all).step_by(step) {
             let pairs = start..(start + step).min(all);
             let depths = 2 * start..(2 * pairs.end).min(self.depth);
             let a: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(&mut block.a);
+            if terms == 2 {
+                halves[depths.len()..].fill(f16::ZERO);
+            }
             for row in 0..rows {
-                let to = a[row * A_PITCH..][..pairs.len()].as_flattened_mut();
-                let (to, rest) = to.split_at_mut(depths.len());
-                pack(row, depths.clone(), StoredMut::Bf16(to));
-                rest.fill(bf16::ZERO);
+                let to = a[row * A_PITCH..][..pairs.len() * terms].as_flattened_mut();
+                if terms == 2 {
+                    let numbers = StoredMut::F16(&mut halves[..depths.len()]);
+                    pack(row, depths.clone(), numbers);
+                    self.kernels.split(&halves[..2 * pairs.len()], to);
+                } else {
+                    let (to, rest) = to.split_at_mut(depths.len());
+                    pack(row, depths.clone(), StoredMut::Bf16(to));
+                    rest.fill(bf16::ZERO);
+                }
             }
             for slot in slots.clone().step_by(width) {
-                let panel = &data[slot * all..][..width * all];
-                let b = &panel[pairs.start * width..pairs.end * width];
+                let panel = &data[slot * all * terms..][..width * all * terms];
+                let b = &panel[pairs.start * width * terms..pairs.end * width * terms];
                 let c = &mut block.c[slot - slots.start..];
-                self.kernels.multiply_pairs(a, b, rows, c, start == 0);
+                products.multiply(a, b, rows, c, start == 0);
             }
         }
     }
@@ -137,7 +149,7 @@ pub(super) struct Weights {
 /// Panels of weights: see [`Columns`].
 enum Packed {
     Singles(Aligned<f32>),
-    Pairs(Aligned<[bf16; 2]>),
+    Pairs(Pairing, Aligned<[bf16; 2]>),
 }
 
 impl Weights {
@@ -170,10 +182,9 @@ impl Weights {
         let depth = weight.len() / (filters * parts);
         let width = kernels.columns;
         let slots = filters.next_multiple_of(width) * parts;
-        let is_paired = kernels.precision == Precision::Bf16;
-        let panels = match is_paired {
-            true => Packed::Pairs(Aligned::zeros(slots * depth.div_ceil(2))),
-            false => Packed::Singles(Aligned::zeros(slots * depth)),
+        let panels = match kernels.pairs {
+            Some(how) => Packed::Pairs(how, Aligned::zeros(slots * how.pairs(depth) * how.terms())),
+            None => Packed::Singles(Aligned::zeros(slots * depth)),
         };
         let mut weights = Weights { kernels, panels, depth, filters, parts };
         weights.write(weight, row);
@@ -184,7 +195,6 @@ impl Weights {
         let Weights { kernels, ref mut panels, depth, filters, parts } = *self;
         let width = kernels.columns;
         let mut numbers = vec![0.0; depth];
-        let mut rounded = vec![bf16::ZERO; depth];
         for (k, part) in (0..filters).flat_map(|k| (0..parts).map(move |part| (k, part))) {
             kernels.widen(Stored::F16(&weight[row(k, part) * depth..][..depth]), &mut numbers);
             let (panel, column) = ((k / width * parts + part) * width, k % width);
@@ -195,10 +205,14 @@ impl Weights {
                         panels[panel * depth + i * width + column] = w;
                     }
                 }
-                Packed::Pairs(panels) => {
-                    kernels.narrow(&numbers, StoredMut::Bf16(&mut rounded));
-                    for (i, &w) in rounded.iter().enumerate() {
-                        panels[panel * depth.div_ceil(2) + i / 2 * width + column][i % 2] = w;
+                Packed::Pairs(how, panels) => {
+                    let panel = &mut panels[panel * how.pairs(depth) * how.terms()..];
+                    for (i, &w) in numbers.iter().enumerate() {
+                        let near = bf16::from_f32(w);
+                        let terms = [near, bf16::from_f32(w - near.to_f32())];
+                        for (pair, term) in how.place(i).into_iter().zip(terms).take(how.terms()) {
+                            panel[pair * width + column][i % 2] = term;
+                        }
                     }
                 }
             }
@@ -243,7 +257,7 @@ impl Weights {
         let slots = columns.start * self.parts..end * self.parts;
         let data = match &self.panels {
             Packed::Singles(panels) => Columns::Singles(panels),
-            Packed::Pairs(panels) => Columns::Pairs(panels),
+            Packed::Pairs(how, panels) => Columns::Pairs(*how, panels),
         };
         let panels = Panels { kernels: self.kernels, data, depth: self.depth };
         panels.multiply(block, rows, slots, pack);
@@ -262,6 +276,7 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Precision;
     use crate::cpu::kernels::Isa;
 
     /// Seven blocks of 112 rows would leave one of two threads idle for an eighth of the time.

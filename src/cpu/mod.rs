@@ -14,7 +14,8 @@
 //! last place of f32 apart from those above: see `winograd`. The shape alone decides. The environment
 //! variable `HISTOKERN_CONV=direct` turns that off.
 //!
-//! Elsewhere in bf16 the links of a pair of neighbours take place in the order and with the rounding of the
+//! On tile registers (`amx`) a sum takes 32 products at a time, in FP16 as three products of bf16 terms: there
+//! alone the last bits of f32 sums are others. Elsewhere in bf16 the links of a pair of neighbours take place in the order and with the rounding of the
 //! instruction `vdpbf16ps`, which `pairs` also computes without it.
 //!
 //! Attention is two such products with a softmax between, in every precision all of it in f32:
@@ -35,6 +36,7 @@
 //! `kernels`, of which there is one set for each [`Isa`] and precision, and `epilogue` turns their
 //! sums into stored numbers.
 
+mod amx;
 mod attention;
 mod bag;
 pub mod ceiling;
@@ -163,7 +165,11 @@ impl Backend for CpuBackend {
     }
 
     fn transforms_convolutions(&self) -> bool {
-        !self.direct && self.kernels.precision != Precision::F32
+        !self.direct && winograd::is_used_by(self.kernels)
+    }
+
+    fn product_error(&self) -> f64 {
+        self.kernels.product_error()
     }
 
     fn prepare(&self, graph: Arc<Graph>, max_rows: usize) -> Result<Box<dyn Session>> {
