@@ -20,6 +20,10 @@
 //! ```
 //!
 //! An infinite number has no rest, and times one that has none either it gives NaN.
+#![cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "tile registers are had on Linux on x86-64 alone")
+)]
 
 #[cfg(target_arch = "x86_64")]
 use super::kernels::{A_PITCH, C_PITCH};

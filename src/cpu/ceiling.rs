@@ -15,6 +15,7 @@ const REPEATS: usize = 5;
 
 /// Operations per second of `threads` threads that only multiply and add numbers of a precision, with
 /// an instruction set this processor has. An addition and a multiplication count as two.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "one rate for all"))]
 pub fn flops_per_second(isa: Isa, precision: Precision, threads: usize) -> f64 {
     let run = || -> usize {
         match isa {

@@ -6,6 +6,10 @@
 //! likewise. This wraps where the exact sum may not: both are the same modulo 2^32, and the exact
 //! one fits. Zero bits that all weights of a block end in are left out beforehand: the weights for a
 //! factor of two, say, are whole 256ths and need one digit.
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only the instructions of x86-64 take weights in this form")
+)]
 
 use super::axis::{Axis, PRECISION_BITS};
 use std::ops::Range;
