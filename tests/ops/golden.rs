@@ -1,6 +1,7 @@
 //! The reference against PyTorch, op by op: `tests/golden/ops/make.py` wrote the numbers.
 
 use half::f16;
+use histokern::backend::Backend;
 use histokern::backend::check::run_once;
 use histokern::cpu::CpuBackend;
 use histokern::graph::reference::{self, Rounding};
