@@ -73,7 +73,10 @@ fn the_demo_shows_what_it_promises() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("synthetic"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("synthetic"));
+    // The first of both slides says what both take.
+    assert_eq!(said.matches("memory: ").count(), 1, "{said}");
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     let slides = summary["slides"].as_array().unwrap();
     let share = |i: usize| slides[i]["predicted_share"].as_f64().unwrap();

@@ -361,6 +361,40 @@ fn a_pass_decodes_each_tile_once_and_gives_the_pixels_of_read_region() {
     }
 }
 
+/// Held at a time are the tiles that some region has begun and this or a later one ends.
+#[test]
+fn a_pass_says_beforehand_how_much_it_holds() {
+    let file = file(&pyramid(&[(400, 300)], 32, mark), ".tif");
+    let slide = open(file.path());
+    let regions: Vec<Region> = (-1..8)
+        .flat_map(|row| (-1..10).map(move |col| (col * 45, row * 45)))
+        .map(|(x, y)| Region { x, y, level: 0, width: 60, height: 50 })
+        .collect();
+    let pass = TilePass::new(&slide, 0, &regions).unwrap();
+    let touches = |r: &Region, col: i64, row: i64| {
+        let meets = |start: i64, length: u32, at: i64| {
+            start < 32 * (at + 1) && 32 * at < start + i64::from(length)
+        };
+        meets(r.x, r.width, col) && meets(r.y, r.height, row)
+    };
+    for together in [1, 4, 1000] {
+        let turns: Vec<&[Region]> = regions.chunks(together).collect();
+        let held = |turn: usize| {
+            let tiles = (0..13).flat_map(|col| (0..10).map(move |row| (col, row)));
+            let any = |turns: &[&[Region]], col, row| {
+                turns.iter().any(|t| t.iter().any(|r| touches(r, col, row)))
+            };
+            tiles.filter(|&(c, r)| any(&turns[..=turn], c, r) && any(&turns[turn..], c, r)).count()
+        };
+        let most = (0..turns.len()).map(held).max().unwrap();
+        assert_eq!(pass.most_held(together), most * 32 * 32 * 3, "{together} at a time");
+    }
+    // A row of regions is up to three tiles high.
+    assert!(pass.most_held(1) <= 3 * 13 * 32 * 32 * 3);
+    assert_eq!(pass.most_held(1000), 13 * 10 * 32 * 32 * 3);
+    assert_eq!(TilePass::new(&slide, 0, &[]).unwrap().most_held(1), 0);
+}
+
 #[test]
 fn a_broken_tile_fails_the_regions_that_touch_it_and_no_others() {
     let mut bytes = pyramid(&[(96, 32)], 32, mark);

@@ -62,6 +62,11 @@ pub trait Session: Send {
     /// As [`Backend::prepare`]; after [`crate::Kind::Limit`] a smaller number may still fit.
     fn reserve(&mut self, rows: usize) -> Result<()>;
 
+    /// Bytes of host memory that [`Session::reserve`] takes for a row.
+    fn row_bytes(&self) -> usize {
+        0
+    }
+
     /// Gives the arena back until the next [`Session::reserve`]; the weights stay readied.
     fn release(&mut self) {}
 

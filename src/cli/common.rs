@@ -71,6 +71,11 @@ struct State {
     slide: String,
     done: usize,
     slides: usize,
+    /// What the first slide takes was told.
+    has_told: bool,
+    /// Whether it is told of every slide.
+    is_verbose: bool,
+    is_quiet: bool,
 }
 
 impl Progress {
@@ -86,7 +91,15 @@ impl Progress {
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
                 .progress_chars("=> "),
         );
-        Progress { bar, state: Mutex::new(State { slides, ..State::default() }) }
+        Progress {
+            bar,
+            state: Mutex::new(State {
+                slides,
+                is_verbose: global.verbose,
+                is_quiet: global.quiet,
+                ..State::default()
+            }),
+        }
     }
 
     /// Tiles done so far.
@@ -100,11 +113,27 @@ impl Progress {
     }
 }
 
+/// How much memory is in use, where that can be known, and how much a slide adds at most.
+fn memory(slide: &str, bytes: usize) -> String {
+    let megabytes = |bytes: usize| format!("{} MB", bytes.div_ceil(1_000_000));
+    let more = format!("tiles, features and heads of {slide} take up to {}", megabytes(bytes));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    match resident.and_then(|kb| kb.split_whitespace().next()?.parse::<usize>().ok()) {
+        Some(kb) => format!("memory: {} in use; {more} more", megabytes(1024 * kb)),
+        None => format!("memory: {more}"),
+    }
+}
+
 impl Observer for Progress {
     fn event(&self, event: Event<'_>) {
         let Ok(mut state) = self.state.lock() else { return };
         match event {
-            Event::SlideStarted { name, tiles } => {
+            Event::SlideStarted { name, tiles, bytes } => {
+                let is_told = !std::mem::replace(&mut state.has_told, true) || state.is_verbose;
+                if bytes > 0 && is_told && !state.is_quiet {
+                    self.bar.suspend(|| eprintln!("{}", memory(name, bytes)));
+                }
                 state.slide = name.to_string();
                 self.bar.set_length(tiles as u64);
                 self.bar.set_position(0);
@@ -125,6 +154,7 @@ impl Observer for Progress {
             }
             Event::Heads { .. } => {}
             Event::SlideDone => state.done += 1,
+            Event::Remark(_) if state.is_quiet => {}
             Event::Remark(text) => self.bar.suspend(|| eprintln!("{text}")),
         }
     }

@@ -47,7 +47,7 @@ pub fn run(args: &Args, global: &Global) -> Result<Outcome> {
         )));
     }
     let progress = Progress::new(1, global);
-    progress.event(Event::SlideStarted { name: "images", tiles: args.images.len() });
+    progress.event(Event::SlideStarted { name: "images", tiles: args.images.len(), bytes: 0 });
     let start = Instant::now();
     let mut features = vec![0.0; args.images.len() * dim];
     let mut pixels = Vec::new();

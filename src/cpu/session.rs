@@ -214,6 +214,11 @@ impl Session for CpuSession {
         Ok(())
     }
 
+    fn row_bytes(&self) -> usize {
+        let scratch = self.row_scratch_len * size_of::<f32>();
+        self.plan.row_elements * self.kernels.precision.bytes() + scratch
+    }
+
     fn release(&mut self) {
         self.arena = Aligned::empty();
         *self.row_scratch.get_mut().unwrap_or_else(|p| p.into_inner()) = Aligned::empty();

@@ -164,6 +164,11 @@ impl<'a> TileReader<'a> {
         })
     }
 
+    /// The most bytes of decoded tiles held while slots of `rows` rows are filled one after the other.
+    pub fn most_held(&self, rows: usize) -> usize {
+        self.pass.most_held(rows)
+    }
+
     /// The part of the time so far that went into filtering and resampling.
     pub fn resample_share(&self) -> f64 {
         let [all, read] = self.spent.each_ref().map(|spent| spent.load(Ordering::Relaxed) as f64);

@@ -317,6 +317,22 @@ impl Engine {
         }
     }
 
+    /// Host memory for the features of a slide of so many tiles, for its heads and, where batch norm looks
+    /// at whole bags, for its tiles.
+    pub fn slide_bytes(&self, tiles: usize) -> usize {
+        let heads = || self.members.iter().flat_map(|member| &member.heads);
+        let arenas = heads().map(HeadSession::row_bytes);
+        let many = heads().count() > KEPT_ARENAS;
+        let arenas = if many { arenas.max().unwrap_or(0) } else { arenas.sum() };
+        let pixels = match self.recipe().encoder.bn_mode {
+            BnMode::Batch => {
+                self.encoders.first().map_or(0, |(e, _)| 3 * e.input_px[0] * e.input_px[1])
+            }
+            BnMode::Running => 0,
+        };
+        tiles * (self.feature_dim() * size_of::<f32>() + arenas + pixels)
+    }
+
     /// Features go over the host from now on, so that heads have the memory of the device.
     pub fn keep_no_more(&mut self) {
         self.keeps = false;

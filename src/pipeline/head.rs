@@ -44,6 +44,11 @@ impl HeadSession {
         &self.head
     }
 
+    /// Bytes of host memory that a tile of a bag takes, its scores included.
+    pub fn row_bytes(&self) -> usize {
+        self.session.row_bytes() + self.head.branches * size_of::<f32>()
+    }
+
     /// Gives back the memory that grows with the bag.
     pub fn release(&mut self) {
         self.session.release();

@@ -82,6 +82,8 @@ pub enum Event<'a> {
         name: &'a str,
         /// Grid positions that will be read.
         tiles: usize,
+        /// The most host memory that its tiles, features and heads take, besides what is in use.
+        bytes: usize,
     },
     /// Tiles of the current slide were encoded.
     Tiles {

@@ -60,11 +60,21 @@ pub struct Seconds {
 }
 
 enum Message {
-    Start(Box<Prepared>),
+    /// With the most bytes of decoded tiles held at a time.
+    Start(Box<Prepared>, usize),
     Batch(Slot),
-    End { tally: Tally, decode: Duration, resample: f64 },
-    Failed { job: usize, error: Error },
-    Skipped { job: usize },
+    End {
+        tally: Tally,
+        decode: Duration,
+        resample: f64,
+    },
+    Failed {
+        job: usize,
+        error: Error,
+    },
+    Skipped {
+        job: usize,
+    },
 }
 
 /// What the caller does with each slide.
@@ -103,7 +113,7 @@ pub fn run(
     if let Some(tiles) = &mut recipe.tiles {
         tiles.stride_px = options.stride_px.or(tiles.stride_px);
     }
-    let machine_pixels = engine.tile_pixels();
+    let (machine_pixels, rows) = (engine.tile_pixels(), engine.batch());
     let lanes = engine.lanes()?;
     let slots = lanes + SPARE_SLOTS;
     let (full, from_producer) = sync_channel(slots);
@@ -120,7 +130,7 @@ pub fn run(
         let recipe = &recipe;
         producer
             .spawn_scoped(scope, move || {
-                let to = Consumers { machine_pixels, full, free: free_slots };
+                let to = Consumers { machine_pixels, rows, full, free: free_slots };
                 produce(recipe, jobs, options, done, &to);
             })
             .map_err(|e| Error::io("starting the decode thread", e))?;
@@ -137,6 +147,8 @@ pub fn run(
 struct Consumers {
     /// Pixels of a picture that the machine prepares by itself.
     machine_pixels: usize,
+    /// Rows of a slot.
+    rows: usize,
     full: SyncSender<Message>,
     free: Receiver<Slot>,
 }
@@ -192,7 +204,7 @@ fn produce_one(
     prepared.hash_seconds = hash;
     let reader =
         decode::TileReader::new(&prepared, recipe, options.decode_threads, to.machine_pixels)?;
-    send(Message::Start(Box::new(prepared.clone())))?;
+    send(Message::Start(Box::new(prepared.clone()), reader.most_held(to.rows)))?;
     let mut tally = Tally::new(prepared.grid.origins.len());
     let mut busy = Duration::ZERO;
     let mut next = 0;
@@ -270,7 +282,7 @@ impl Consumer<'_> {
                 }
             };
             match message {
-                Message::Start(prepared) => self.start(*prepared)?,
+                Message::Start(prepared, held) => self.start(*prepared, held)?,
                 Message::Batch(slot) => self.batch(slot)?,
                 Message::End { tally, decode, resample } => {
                     if let Some(current) = self.open.back_mut() {
@@ -295,9 +307,10 @@ impl Consumer<'_> {
         }
     }
 
-    fn start(&mut self, prepared: Prepared) -> Result<()> {
+    fn start(&mut self, prepared: Prepared, held: usize) -> Result<()> {
         let tiles = prepared.grid.origins.len();
-        self.observer.event(Event::SlideStarted { name: &self.jobs[prepared.job].name, tiles });
+        let (name, bytes) = (&self.jobs[prepared.job].name, held + self.engine.slide_bytes(tiles));
+        self.observer.event(Event::SlideStarted { name, tiles, bytes });
         let seconds = Seconds {
             hash: prepared.hash_seconds,
             prepare: prepared.seconds,

@@ -87,6 +87,30 @@ impl<'a> TilePass<'a> {
         self.decoded.load(Ordering::Relaxed)
     }
 
+    /// The most bytes of decoded native tiles that are held when the regions are read in order, `together`
+    /// of them at a time.
+    pub fn most_held(&self, together: usize) -> usize {
+        let together = together.max(1);
+        let mut spans: HashMap<TileIndex, (usize, usize)> = HashMap::new();
+        for (i, window) in self.windows.iter().enumerate() {
+            let turn = i / together;
+            for index in self.slide.tiles(window) {
+                spans.entry(index).or_insert((turn, turn)).1 = turn;
+            }
+        }
+        let mut comes_or_goes = vec![0isize; self.windows.len() / together + 2];
+        for (first, last) in spans.into_values() {
+            comes_or_goes[first] += 1;
+            comes_or_goes[last + 1] -= 1;
+        }
+        let held = comes_or_goes.into_iter().scan(0, |held, change| {
+            *held += change;
+            Some(*held)
+        });
+        let level = self.windows.first().map_or(0, |window| window.level);
+        held.max().map_or(0, isize::unsigned_abs) * self.slide.native_tile_bytes(level)
+    }
+
     /// Number of decoded native tiles held for regions to come.
     pub fn held_tiles(&self) -> usize {
         let held = |shared: &&Mutex<Shared>| {

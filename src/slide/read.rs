@@ -197,6 +197,11 @@ impl Slide {
         rows.flat_map(move |row| cols.clone().map(move |col| TileIndex { level, col, row }))
     }
 
+    /// Bytes of a decoded native tile of a level; 0 for a flat picture.
+    pub(super) fn native_tile_bytes(&self, level: usize) -> usize {
+        self.raster(level).map_or(0, |r| 3 * r.chunk_width as usize * r.chunk_height as usize)
+    }
+
     fn raster(&self, level: usize) -> Result<&Raster> {
         match self.pixels.get(level) {
             Some(Pixels::Tiles(raster)) => Ok(raster),
