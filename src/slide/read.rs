@@ -69,12 +69,16 @@ impl Slide {
         Ok(if (ds - whole).abs() / ds < 0.005 { whole } else { ds })
     }
 
-    /// The pixel of `level` that belongs to a level-0 coordinate: the nearest, ties upwards.
+    /// The pixel of `level` that belongs to a level-0 coordinate: the nearest, ties upwards. Of a
+    /// reduced level it is the first sample that lies on or behind the nearest pixel of the level it
+    /// is made from.
     pub fn to_level(&self, level: usize, coordinate: i64) -> Result<i64> {
-        let ratio = self.nominal_downsample(level)?;
+        let (stored, halvings) = self.stored(level);
+        let ratio = self.nominal_downsample(stored)?;
         // The bound keeps sums with widths from overflowing; it is far outside any slide.
         let bound = (1u64 << 40) as f64;
-        Ok((coordinate as f64 / ratio + 0.5).floor().clamp(-bound, bound) as i64)
+        let pixel = (coordinate as f64 / ratio + 0.5).floor().clamp(-bound, bound) as i64;
+        Ok(-(-pixel).div_euclid(1 << halvings))
     }
 
     pub(super) fn window(&self, region: &Region) -> Result<Window> {
@@ -218,20 +222,27 @@ impl Slide {
             let decoded = raster.decode(&self.source, index.col, index.row, buffers, &mut tile.rgb);
             return decoded
                 .context(|| raster.chunk_name(index.col, index.row))
-                .context(|| format!("level {} ({})", index.level, raster.name));
+                .context(|| format!("{} ({})", self.level_name(index.level), raster.name));
         }
         let pixels = raster.chunk_width as usize * raster.chunk_height as usize;
         tile.rgb.clear();
         tile.rgb.resize(pixels * 3, 255);
-        if self.format == aperio::FORMAT.name && index.level > 0 {
-            self.fill_from_finer(index, raster, tile)?;
+        if self.format == aperio::FORMAT.name
+            && let Some(finer) = self.stored(index.level).0.checked_sub(1)
+        {
+            self.fill_from_finer(index, finer, raster, tile)?;
         }
         Ok(())
     }
 
-    /// Fills a missing tile with the mean of the pixels of the next finer level.
-    fn fill_from_finer(&self, index: TileIndex, raster: &Raster, tile: &mut Tile) -> Result<()> {
-        let finer = index.level - 1;
+    /// Fills a missing tile with the mean of the pixels of a finer level.
+    fn fill_from_finer(
+        &self,
+        index: TileIndex,
+        finer: usize,
+        raster: &Raster,
+        tile: &mut Tile,
+    ) -> Result<()> {
         let ratio = self.nominal_downsample(index.level)? / self.nominal_downsample(finer)?;
         let (tw, th) = (raster.chunk_width, raster.chunk_height);
         let edge = |v: u64| (v as f64 * ratio).round() as i64;
