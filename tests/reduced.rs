@@ -4,7 +4,7 @@
 use histokern::error::Kind;
 use histokern::image::RgbImage;
 use histokern::pipeline::decode::{Slot, Tally, TileReader, TileState};
-use histokern::pipeline::{Job, prepare::Prepared};
+use histokern::pipeline::{Job, outputs::clam_patches, prepare::Prepared};
 use histokern::recipe::{Jpeg2000, Recipe, Select, Tiles};
 use histokern::slide::{OpenOptions, Region, Scratch, Slide, TileIndex, TilePass};
 use histokern::tiling;
@@ -82,6 +82,45 @@ fn reduced_levels_are_offered_only_when_asked_for_and_where_the_file_has_none() 
         "jpeg2000 = \"full\"",
     ] {
         assert!(text.contains(word), "{text}: no {word}");
+    }
+}
+
+#[test]
+fn stored_levels_go_before_reduced_ones_and_missing_tiles_stay_what_they_are() {
+    let slide = open("j2k_pyramid.svs", true);
+    let found: Vec<_> = (0..slide.resolutions().len())
+        .map(|i| (slide.level_name(i), slide.resolutions()[i].downsample))
+        .collect();
+    let named = |name: &str, downsample| (name.to_string(), downsample);
+    assert_eq!(
+        found,
+        [
+            named("level 0", 1.0),
+            named("level 1", 4.0),
+            named("level 0 at 1/2", 2.0),
+            named("level 1 at 1/2", 8.0),
+            named("level 1 at 1/4", 16.0),
+            named("level 1 at 1/8", 32.0),
+        ]
+    );
+    assert_eq!(slide.levels().len(), 2);
+    let read = |level, x, y| {
+        let region = Region { x, y, level, width: 1, height: 1 };
+        let read = slide.read_region(&region).unwrap();
+        (read.image.data[0], read.valid[0], read.missing.len())
+    };
+    // What a coarse level has lost is taken from a finer one; level 0 has none.
+    for (level, x, pixel) in [
+        (0, 0, (120, true, 0)),
+        (2, 0, (120, true, 0)),
+        (0, 127, (255, false, 1)),
+        (2, 126, (255, false, 1)),
+        (1, 64, (120, true, 1)),
+        (3, 64, (120, true, 1)),
+        (4, 64, (120, true, 1)),
+    ] {
+        let y = if x > 100 { 30 } else { 0 };
+        assert_eq!(read(level, x, y), pixel, "{} at {x}", slide.level_name(level));
     }
 }
 
@@ -185,6 +224,11 @@ fn tiles_of_a_recipe_are_halved_by_the_wavelet_and_made_smaller_by_pillow() {
     assert_eq!(pixels[..truth.data.len()], truth.data);
     assert_eq!(pixels, tiles_of(name, &reduced, 1).1);
     assert!(prepared.warnings.iter().any(|w| w.contains("level 0 at 1/2")));
+    // CLAM's file knows the levels of the file only.
+    let half = recipe("mpp = 0.5\njpeg2000 = \"reduced\"").unwrap();
+    let (at_half, ..) = tiles_of(name, &half, 1);
+    assert_eq!((at_half.grid.size_px, at_half.grid.read_px), (8, 8));
+    assert!(clam_patches(&at_half, "s", &at_half.grid.origins).is_none());
     // The same places, other pixels.
     let full = recipe("mpp = 0.6").unwrap();
     let (whole, others, _) = tiles_of(name, &full, 1);

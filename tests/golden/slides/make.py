@@ -74,7 +74,7 @@ def container(directories, order="<", big=False, shared=False):
     for tags, chunks in directories:
         offsets, seen = [], {}
         for chunk in chunks:
-            if shared and chunk in seen:
+            if shared and chunk and chunk in seen:
                 offsets.append(seen[chunk])
                 continue
             offsets.append(len(out) if chunk else 0)
@@ -335,6 +335,12 @@ def reduced():
         file.write(odd)
     for halvings in (1, 2, 3):
         truth(f"odd_37x21_{2 ** halvings}.png", openjpeg.decode(odd, halvings))
+    # Levels of 1 and 4 leave a half between them; the last tile of each is missing.
+    flat = deep(np.full((T, T, 3), 120, np.uint8), 3)
+    levels = [directory(128, 32, [flat] * 15 + [b""], 33005, 2, extra=[aperio]),
+              directory(32, 8, [flat, b""], 33005, 2)]
+    write("j2k_pyramid.svs", container(levels, shared=True),
+          sizes=[[128, 32], [32, 8], [64, 16], [16, 4], [8, 2], [4, 1]])
     # All tiles but one of twenty can be halved twice.
     flat = np.full((T, T, 3), 90, np.uint8)
     two, one = deep(flat, 2), deep(flat, 1)
