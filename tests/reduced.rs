@@ -66,7 +66,9 @@ fn reduced_levels_are_offered_only_when_asked_for_and_where_the_file_has_none() 
     assert!(!slide.is_reduced(0) && slide.is_reduced(1));
     assert_eq!(slide.level_name(2), "level 0 at 1/4");
     assert_eq!(slide.best_level(4.0), 0);
-    // One tile that holds less does not keep the others from being halved, and is not made up.
+    // A tile that holds less decides for all when its header is seen,
+    assert_eq!(open("j2k_shallow_3.svs", true).resolutions().len(), 2);
+    // and else does not keep the others from being halved, and is not made up.
     let slide = open("j2k_shallow_tile.svs", true);
     assert_eq!(slide.resolutions().len(), 3);
     let tile = |col| slide.read_tile(TileIndex { level: 2, col, row: 0 }, &mut Scratch::default());
@@ -115,6 +117,7 @@ fn stored_levels_go_before_reduced_ones_and_missing_tiles_stay_what_they_are() {
         (2, 0, (120, true, 0)),
         (0, 127, (255, false, 1)),
         (2, 126, (255, false, 1)),
+        (2, 18, (255, false, 1)),
         (1, 64, (120, true, 1)),
         (3, 64, (120, true, 1)),
         (4, 64, (120, true, 1)),
@@ -255,6 +258,21 @@ fn a_tile_that_holds_too_little_fails_alone() {
         }
     }
     assert_eq!((failed, tally.states.len()), (1, 6));
+}
+
+#[test]
+fn broken_streams_are_errors_at_every_resolution() {
+    for name in ["bad_j2k_cut.svs", "bad_j2k_packets.svs"] {
+        let slide = open(name, true);
+        assert!(slide.resolutions().len() > 1, "{name}");
+        for (level, found) in slide.resolutions().iter().enumerate() {
+            let region = Region { x: 0, y: 0, level, width: found.width, height: found.height };
+            let text = slide.read_region(&region).unwrap_err().to_string();
+            for word in [name, slide.level_name(level).as_str(), "tile (0, 0)", "JPEG 2000"] {
+                assert!(text.contains(word), "{text}: no {word}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -129,8 +129,38 @@ impl Slide {
         let (x, y) = (i64::from(index.col) * i64::from(tw), i64::from(index.row) * i64::from(th));
         let width = (i64::from(level.width) - x).clamp(0, i64::from(tw)) as u32;
         let height = (i64::from(level.height) - y).clamp(0, i64::from(th)) as u32;
-        self.read_to_image(&Window { level: index.level, x, y, width, height }, scratch, false)
-            .context(|| self.path.display().to_string())
+        let window = Window { level: index.level, x, y, width, height };
+        let read = if self.flat(index.level).is_some() || width == 0 || height == 0 {
+            self.read_to_image(&window, scratch, false)
+        } else {
+            self.crop_tile(index, [tw, width, height].map(|n| n as usize), scratch)
+        };
+        read.context(|| self.path.display().to_string())
+    }
+
+    /// The upper left `width x height` pixels of a native tile `stride` pixels wide, each written once.
+    fn crop_tile(
+        &self,
+        index: TileIndex,
+        [stride, width, height]: [usize; 3],
+        scratch: &mut Scratch,
+    ) -> Result<RegionImage> {
+        let Scratch { buffers, tile } = scratch;
+        self.decode_tile(index, buffers, tile)?;
+        let mut data = Vec::with_capacity(width * height * 3);
+        for line in tile.rgb.chunks_exact(stride * 3).take(height) {
+            data.extend_from_slice(&line[..width * 3]);
+        }
+        let valid = match &tile.valid {
+            Some(filled) => {
+                let lines = filled.chunks_exact(stride).take(height);
+                lines.flat_map(|line| &line[..width]).copied().collect()
+            }
+            None => vec![!tile.missing; width * height],
+        };
+        let missing = if tile.missing { vec![index] } else { Vec::new() };
+        let image = RgbImage { width, height, data };
+        Ok(RegionImage { image, valid, missing, broken: Vec::new() })
     }
 
     fn read_to_image(
@@ -178,6 +208,15 @@ impl Slide {
         }
         scratch.tile = tile;
         Ok(missing)
+    }
+
+    /// Whether a part of the window lies outside its level, where no tile is written.
+    pub(super) fn overruns(&self, window: &Window) -> bool {
+        let Some(level) = self.levels.get(window.level) else { return true };
+        let beyond = |start: i64, length: u32, side: u32| {
+            start < 0 || start + i64::from(length) > i64::from(side)
+        };
+        beyond(window.x, window.width, level.width) || beyond(window.y, window.height, level.height)
     }
 
     /// The picture of a level that is not tiled.

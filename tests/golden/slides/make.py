@@ -335,9 +335,10 @@ def reduced():
         file.write(odd)
     for halvings in (1, 2, 3):
         truth(f"odd_37x21_{2 ** halvings}.png", openjpeg.decode(odd, halvings))
-    # Levels of 1 and 4 leave a half between them; the last tile of each is missing.
+    # Levels of 1 and 4 leave a half between them; the last tile of each is missing, and one of level 0
+    # that level 1 shows.
     flat = deep(np.full((T, T, 3), 120, np.uint8), 3)
-    levels = [directory(128, 32, [flat] * 15 + [b""], 33005, 2, extra=[aperio]),
+    levels = [directory(128, 32, [flat, b""] + [flat] * 13 + [b""], 33005, 2, extra=[aperio]),
               directory(32, 8, [flat, b""], 33005, 2)]
     write("j2k_pyramid.svs", container(levels, shared=True),
           sizes=[[128, 32], [32, 8], [64, 16], [16, 4], [8, 2], [4, 1]])
@@ -345,6 +346,8 @@ def reduced():
     flat = np.full((T, T, 3), 90, np.uint8)
     two, one = deep(flat, 2), deep(flat, 1)
     streams = [one if k == 4 else two for k in range(20)]
+    write("j2k_shallow_3.svs", container([directory(48, 32, [two, two, two, one, two, two], 33005, 2, extra=[aperio])],
+                                         shared=True), sizes=[[24, 16]])
     write("j2k_shallow_tile.svs", container([directory(80, 64, streams, 33005, 2, extra=[aperio])], shared=True),
           sizes=[[40, 32], [20, 16]])
 
