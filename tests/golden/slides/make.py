@@ -338,10 +338,10 @@ def reduced():
     # Levels of 1 and 4 leave a half between them; the last tile of each is missing, and one of level 0
     # that level 1 shows.
     flat = deep(np.full((T, T, 3), 120, np.uint8), 3)
-    levels = [directory(128, 32, [flat, b""] + [flat] * 13 + [b""], 33005, 2, extra=[aperio]),
-              directory(32, 8, [flat, b""], 33005, 2)]
+    levels = [directory(96, 32, [flat, b""] + [flat] * 9 + [b""], 33005, 2, extra=[aperio]),
+              directory(24, 8, [flat, b""], 33005, 2)]
     write("j2k_pyramid.svs", container(levels, shared=True),
-          sizes=[[128, 32], [32, 8], [64, 16], [16, 4], [8, 2], [4, 1]])
+          sizes=[[96, 32], [24, 8], [48, 16], [12, 4], [6, 2], [3, 1]])
     # All tiles but one of twenty can be halved twice.
     flat = np.full((T, T, 3), 90, np.uint8)
     two, one = deep(flat, 2), deep(flat, 1)
