@@ -41,7 +41,7 @@ pub struct TileGrid {
     pub size_level0: f64,
     /// Step between tiles in level-0 pixels.
     pub stride_level0: f64,
-    /// Level to read from: the coarsest that is not coarser than the tile.
+    /// Level to read from, of [`Slide::resolutions`]: the coarsest that is not coarser than the tile.
     pub level: usize,
     /// Side to read, in pixels of `level`; below `size_px` the slide is coarser than the recipe
     /// asks for and the tile is enlarged.
@@ -242,7 +242,7 @@ impl TileGrid {
 /// # Errors
 /// As there.
 pub fn on_tissue(slide: &Slide, tiles: &Tiles, tissue: &Tissue) -> Result<TileGrid> {
-    TileGrid::on_tissue(tiles, slide.levels(), slide.mpp(), tissue)
+    TileGrid::on_tissue(tiles, slide.resolutions(), slide.mpp(), tissue)
 }
 
 /// [`TileGrid::on_regions`] with what an open slide says about itself.
@@ -250,7 +250,7 @@ pub fn on_tissue(slide: &Slide, tiles: &Tiles, tissue: &Tissue) -> Result<TileGr
 /// # Errors
 /// As there.
 pub fn on_regions(slide: &Slide, tiles: &Tiles, regions: &[Region]) -> Result<TileGrid> {
-    TileGrid::on_regions(tiles, slide.levels(), slide.mpp(), regions)
+    TileGrid::on_regions(tiles, slide.resolutions(), slide.mpp(), regions)
 }
 
 /// [`TileGrid::on_all`] with what an open slide says about itself.
@@ -258,7 +258,7 @@ pub fn on_regions(slide: &Slide, tiles: &Tiles, regions: &[Region]) -> Result<Ti
 /// # Errors
 /// As there.
 pub fn on_all(slide: &Slide, tiles: &Tiles) -> Result<TileGrid> {
-    TileGrid::on_all(tiles, slide.levels(), slide.mpp())
+    TileGrid::on_all(tiles, slide.resolutions(), slide.mpp())
 }
 
 /// Takes `columns * rows` positions from the budget.

@@ -239,6 +239,10 @@ class Bench:
                       4096 * 4096)
         self.read(f"tiles jpeg2000, {most} threads", self.jpeg2000(4096), "tiles", most,
                   4096 * 4096)
+        # Megapixels of the slide, so that the rows can be compared.
+        for halvings in (1, 2):
+            self.read(f"tiles jpeg2000 at 1/{2 ** halvings}, {most} threads", self.jpeg2000(4096),
+                      "reduced", most, 4096 * 4096, halvings)
         corners, count, edge = os.path.join(self.scratch, "corners.txt"), 200, 512
         draw = random.Random(3)
         with open(corners, "w") as f:
@@ -248,7 +252,8 @@ class Bench:
                   "regions", self.args.threads, count * edge * edge, edge, corners)
 
     def read(self, name, slide, kind, threads, pixels, *more):
-        libraries = ["openslide", "tifffile", "cucim"] if kind == "tiles" else ["openslide", "cucim"]
+        libraries = {"tiles": ["openslide", "tifffile", "cucim"], "reduced": ["openjpeg"],
+                     "regions": ["openslide", "cucim"]}[kind]
         workers = [self.ours("u8", kind, slide, threads, *more)]
         workers += [self.peer(lib, "u8", kind, lib, slide, threads, *more) for lib in libraries]
         # Lossy JPEG 2000 may be rounded either way.

@@ -4,6 +4,7 @@
 //! ```text
 //! peer-worker network PACKAGE BATCH,BATCH THREADS PRECISION PIXELS   an encoder or a segmenter
 //! peer-worker tiles SLIDE THREADS                              every level-0 tile
+//! peer-worker reduced SLIDE THREADS HALVINGS                   the same of JPEG 2000, halved
 //! peer-worker regions SLIDE THREADS SIDE CORNERS               squares at the corners in a text file
 //! peer-worker resample IN OUT FILTER PIXELS                    a picture of raw RGB bytes
 //! peer-worker tissue SLIDE                                     opens the slide, finds the tissue
@@ -59,7 +60,15 @@ fn serve(args: &[&str]) -> Result<()> {
             Box::new(Network::new(Path::new(package), batches, &backend, &bytes(pixels)?)?)
         }
         ["tiles", slide, threads] => {
-            Box::new(Tiles { slide: open(slide)?, threads: number(threads)? })
+            Box::new(Tiles { slide: open(slide)?, level: 0, threads: number(threads)? })
+        }
+        ["reduced", slide, threads, halvings] => {
+            let options = OpenOptions { reduced: true, ..OpenOptions::default() };
+            let slide = Slide::open(Path::new(slide), &options)?;
+            let wanted = f64::from(1 << number(halvings)?);
+            let level = slide.resolutions().iter().position(|level| level.downsample == wanted);
+            let level = level.ok_or_else(|| Error::usage("the slide holds no such resolution"))?;
+            Box::new(Tiles { slide, level, threads: number(threads)? })
         }
         ["regions", slide, threads, side, corners] => {
             let side = number(side)? as u32;
@@ -213,24 +222,25 @@ fn share(
     })
 }
 
-/// Every native tile of level 0.
+/// Every native tile of a level.
 struct Tiles {
     slide: Slide,
+    level: usize,
     threads: usize,
 }
 
 impl Tiles {
     fn index(&self, item: usize) -> TileIndex {
-        let level = &self.slide.levels()[0];
+        let level = &self.slide.resolutions()[self.level];
         let columns = level.width.div_ceil(level.tile_width);
         let item = item as u32;
-        TileIndex { level: 0, col: item % columns, row: item / columns }
+        TileIndex { level: self.level, col: item % columns, row: item / columns }
     }
 }
 
 impl Work for Tiles {
     fn run(&mut self, _key: &str) -> Result<()> {
-        let level = &self.slide.levels()[0];
+        let level = &self.slide.resolutions()[self.level];
         let tiles =
             level.width.div_ceil(level.tile_width) * level.height.div_ceil(level.tile_height);
         share(self.threads, tiles as usize, |item, scratch| {

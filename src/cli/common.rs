@@ -34,7 +34,7 @@ impl SlideArgs {
             return Err(Error::usage(format!("--mpp-override {mpp}: a positive number is needed")));
         }
         let access = if self.map { Access::Map } else { Access::Read };
-        Ok(OpenOptions { access, mpp_override: self.mpp_override })
+        Ok(OpenOptions { access, mpp_override: self.mpp_override, reduced: false })
     }
 }
 

@@ -351,15 +351,16 @@ pub fn draw(
     png::write_rgb(path, &legend)
 }
 
-/// The grid as CLAM's coordinates file, which can say only whole pixels of one level; none when
-/// tiles are resampled.
+/// The grid as CLAM's coordinates file, which can say only whole pixels of one level of the file;
+/// none when tiles are resampled or of a reduced level.
 pub fn clam_patches<'a>(
     prepared: &Prepared,
     slide: &'a str,
     coords: &'a [[i64; 2]],
 ) -> Option<ClamPatches<'a>> {
     let grid = &prepared.grid;
-    let (base, level) = (&prepared.slide.levels()[0], &prepared.slide.levels()[grid.level]);
+    let levels = prepared.slide.levels();
+    let (base, level) = (levels.first()?, levels.get(grid.level)?);
     let level0_px = f64::from(grid.read_px) * level.downsample;
     let exact = grid.size_px == grid.read_px && (level0_px - grid.size_level0).abs() < 0.5;
     exact.then(|| ClamPatches {

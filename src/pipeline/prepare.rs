@@ -3,7 +3,7 @@
 use super::mask::Mask;
 use super::{Job, stain};
 use crate::error::{Context, Error, Result};
-use crate::recipe::{Recipe, Tiles, Tissue as TissueRule};
+use crate::recipe::{Jpeg2000, Recipe, Tiles, Tissue as TissueRule};
 use crate::regions::{self, Region};
 use crate::slide::{OpenOptions, Slide};
 use crate::stain::StainNormalizer;
@@ -68,7 +68,8 @@ impl Prepared {
         open: &OpenOptions,
     ) -> Result<Prepared> {
         let start = Instant::now();
-        let slide = Slide::open(&job.path, open)?;
+        let reduced = tiles.jpeg2000 == Jpeg2000::Reduced;
+        let slide = Slide::open(&job.path, &OpenOptions { reduced, ..*open })?;
         let name = || job.path.display().to_string();
         let mut prepared = Prepared {
             job: index,
@@ -145,6 +146,12 @@ impl Prepared {
             self.warnings.push(format!(
                 "the slide is coarser than the recipe asks for: tiles of {} px are enlarged from {} px",
                 grid.size_px, grid.read_px
+            ));
+        }
+        if slide.is_reduced(grid.level) {
+            self.warnings.push(format!(
+                "JPEG 2000 tiles were decoded at reduced resolution, as the recipe asks: {}",
+                slide.level_name(grid.level)
             ));
         }
         self.grid = Arc::new(grid);

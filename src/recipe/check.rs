@@ -1,8 +1,8 @@
 //! What the types of a recipe cannot say: ranges, and keys that go together.
 
 use super::{
-    Aggregate, BnMode, Clinical, Encoder, Gate, Head, NO_ENCODER, Preprocess, Recipe, Segmenter,
-    Stain, Tiles, Tissue, TokenPool,
+    Aggregate, BnMode, Clinical, Encoder, Gate, Head, Jpeg2000, NO_ENCODER, Preprocess, Recipe,
+    Segmenter, Stain, Tiles, Tissue, TokenPool,
 };
 use std::path::Path;
 
@@ -114,6 +114,10 @@ impl Tiles {
         }
         if self.mpp.is_some_and(|m| !(m.is_finite() && m > 0.0)) {
             return Err(("mpp", "mpp must be a positive number of micrometres".into()));
+        }
+        if self.jpeg2000 == Jpeg2000::Reduced && self.mpp.is_none() {
+            let what = "jpeg2000 = \"reduced\" goes with mpp: without it tiles are level-0 pixels";
+            return Err(("jpeg2000", what.into()));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ pub use network::{
     Preprocess, Segmenter, TokenPool, Vit,
 };
 pub use picture::{Connectivity, EmptyMask, Fit, Fusion, FusionRule, Image};
-pub use slide::{ClamTissue, Outside, Select, Tiles, Tissue};
+pub use slide::{ClamTissue, Jpeg2000, Outside, Select, Tiles, Tissue};
 pub use stain::{LabTarget, MacenkoStain, ReinhardStain, Stain, StainTarget};
 
 use crate::error::{Error, Result};

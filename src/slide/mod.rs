@@ -14,6 +14,7 @@ mod ome;
 mod pass;
 mod raster;
 mod read;
+mod reduced;
 mod source;
 pub mod synthetic;
 mod tags;
@@ -31,6 +32,7 @@ pub use codec::{Photometric, decode_jpeg_as, jpeg_picture_size};
 pub use pass::TilePass;
 pub use raster::MAX_PICTURE_PIXELS;
 pub use read::Scratch;
+use reduced::Reduced;
 
 /// How the bytes of a slide are fetched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub struct OpenOptions {
     pub access: Access,
     /// Micrometres per level-0 pixel, in place of what the file says.
     pub mpp_override: Option<f64>,
+    /// Adds the lower resolutions that JPEG 2000 tiles hold to [`Slide::resolutions`].
+    pub reduced: bool,
 }
 
 /// Where the pixel size came from.
@@ -122,7 +126,7 @@ pub struct Region {
     pub x: i64,
     /// Top edge in level-0 pixels.
     pub y: i64,
-    /// Level to read from.
+    /// Level to read from, one of [`Slide::resolutions`].
     pub level: usize,
     /// Width in pixels of that level.
     pub width: u32,
@@ -160,7 +164,9 @@ pub struct TileIndex {
 pub struct Slide {
     path: PathBuf,
     format: &'static str,
+    /// Those of the file, then the reduced ones.
     levels: Vec<Level>,
+    reduced: Vec<Reduced>,
     mpp: Option<Mpp>,
     objective_power: Option<f64>,
     properties: BTreeMap<String, String>,
@@ -194,10 +200,11 @@ impl Slide {
         let (format, parts) = format::open(&probe)?;
         let objective_power = parts.objective_power.filter(|p| (0.1..=400.0).contains(p));
         let mpp = choose_mpp(options.mpp_override, &parts, objective_power)?;
-        Ok(Slide {
+        let mut slide = Slide {
             path: path.to_path_buf(),
             format,
             levels: describe_levels(&parts.levels)?,
+            reduced: Vec::new(),
             mpp,
             objective_power,
             properties: parts.properties,
@@ -205,7 +212,11 @@ impl Slide {
             tiff,
             pixels: parts.levels,
             associated: parts.associated,
-        })
+        };
+        if options.reduced {
+            slide.add_reduced();
+        }
+        Ok(slide)
     }
 
     /// The path it was opened under.
@@ -218,9 +229,9 @@ impl Slide {
         self.format
     }
 
-    /// The levels, largest first; there is at least one.
+    /// The levels of the file, largest first; there is at least one.
     pub fn levels(&self) -> &[Level] {
-        &self.levels
+        &self.levels[..self.levels.len() - self.reduced.len()]
     }
 
     /// The pixel size, if the file states a plausible one or the caller gave one.
@@ -277,13 +288,13 @@ impl Slide {
         view.byte_count(tags::ICC_PROFILE).context(|| self.path.display().to_string())
     }
 
-    /// The coarsest level whose downsample is at most `downsample`.
+    /// The coarsest level of the file whose downsample is at most `downsample`.
     ///
     /// A level 1 % coarser still counts: sizes are rounded down to whole pixels, so a level of
     /// nominal downsample 4 reports 4.0001.
     pub fn best_level(&self, downsample: f64) -> usize {
         let fits = |level: &Level| level.downsample <= downsample * 1.01;
-        self.levels.iter().rposition(fits).unwrap_or(0)
+        self.levels().iter().rposition(fits).unwrap_or(0)
     }
 
     /// Error when the file changed since it was opened (size, modification time, inode).

@@ -123,7 +123,8 @@ impl<'a> TilePass<'a> {
     /// [told otherwise](Self::with_outside)) and returns the native tiles it touches that hold no data in the file.
     ///
     /// The pixels are those of [`Slide::read_region`]. A native tile that cannot be decoded fails
-    /// every region that touches it, and only those. Reading a region twice is an error.
+    /// every region that touches it, and only those: what `out` holds then means nothing. Reading a
+    /// region twice is an error.
     pub fn read(&self, i: usize, out: &mut [u8], scratch: &mut Scratch) -> Result<Vec<TileIndex>> {
         let read = self.read_inner(i, out, scratch);
         read.context(|| self.slide.path().display().to_string())
@@ -158,7 +159,9 @@ impl<'a> TilePass<'a> {
             return Err(Error::usage(format!("{} bytes for a region of {bytes}", out.len())));
         }
         let window = self.take(i)?;
-        out.fill(self.outside);
+        if self.slide.overruns(&window) {
+            out.fill(self.outside);
+        }
         let mut target = Target { rgb: out, valid: None };
         if let Some(image) = self.slide.flat(window.level) {
             blit_flat(image, &window, &mut target);

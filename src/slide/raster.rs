@@ -1,16 +1,22 @@
 //! The picture of one TIFF directory: its size, its grid of tiles or strips, and how they decode.
 
-use super::codec::{self, Buffers, Compression, JpegTables, Layout, Photometric, Shape};
+use super::codec::{self, Buffers, Compression, JpegTables, Layout, Photometric, Shape, reduced};
 use super::source::Source;
 use super::tags;
 use super::tiff::{MAX_TILES, MAX_VALUE_BYTES, View};
 use crate::error::{Context, Error, Result};
 use crate::image::RgbImage;
+use std::sync::Arc;
 
 /// Pixels of one tile or strip.
 pub const MAX_CHUNK_PIXELS: u64 = 1 << 25;
 /// Pixels of a picture that is decoded as a whole.
 pub const MAX_PICTURE_PIXELS: u64 = 1 << 27;
+
+/// Tiles whose headers are looked at to tell how far all can be halved.
+const PROBES: usize = 16;
+/// Bytes of a tile within which its header is expected.
+const HEADER_BYTES: u64 = 4096;
 
 /// Where the bytes of a tile or strip lie. Length 0: there are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +46,7 @@ pub struct Raster {
     pub tiled: bool,
     /// How a chunk decodes.
     pub layout: Layout,
-    chunks: Vec<Chunk>,
+    chunks: Arc<[Chunk]>,
 }
 
 /// Whether a directory holds tiles rather than strips.
@@ -104,8 +110,42 @@ impl Raster {
             rows,
             tiled,
             layout,
-            chunks,
+            chunks: chunks.into(),
         })
+    }
+
+    /// How often every JPEG 2000 tile can be halved by decoding less of it so that the halves still
+    /// lie side by side; 0 for tiles of another kind.
+    ///
+    /// It is decided by the headers of some tiles, from the first to the last. A tile elsewhere that
+    /// holds less is an error when it is read, and so is one that cannot be read at all.
+    pub fn halvings(&self, source: &Source) -> u32 {
+        if !self.tiled || !matches!(self.layout.compression, Compression::Jpeg2000 { .. }) {
+            return 0;
+        }
+        let even = self.chunk_width.trailing_zeros().min(self.chunk_height.trailing_zeros());
+        let present: Vec<&Chunk> = self.chunks.iter().filter(|chunk| chunk.length > 0).collect();
+        let last = present.len().saturating_sub(1);
+        let looked_at = (0..PROBES).filter_map(|i| present.get(i * last / (PROBES - 1)));
+        let held = looked_at.filter_map(|chunk| {
+            let head = source.read(chunk.offset, chunk.length.min(HEADER_BYTES)).ok()?;
+            codec::jpeg2000_decompositions(&head)
+        });
+        held.min().unwrap_or(0).min(even)
+    }
+
+    /// The raster of the same tiles, each halved so many times: at most [`Self::halvings`].
+    #[must_use]
+    pub fn halved(&self, halvings: u32) -> Raster {
+        let mut raster = self.clone();
+        if let Compression::Jpeg2000 { halvings: halved, .. } = &mut raster.layout.compression {
+            *halved += halvings;
+            raster.width = reduced(self.width, halvings);
+            raster.height = reduced(self.height, halvings);
+            raster.chunk_width = reduced(self.chunk_width, halvings);
+            raster.chunk_height = reduced(self.chunk_height, halvings);
+        }
+        raster
     }
 
     /// Whether the file holds bytes for a tile.
@@ -139,7 +179,14 @@ impl Raster {
         } else {
             self.chunk_height.min(self.height - row * self.chunk_height)
         };
-        let shape = Shape { width: self.chunk_width, rows, full_rows: self.chunk_height };
+        // Halved tiles are a fraction of what the streams say.
+        let halvings = match self.layout.compression {
+            Compression::Jpeg2000 { halvings, .. } => halvings,
+            _ => 0,
+        };
+        let [width, rows, full_rows] =
+            [self.chunk_width, rows, self.chunk_height].map(|side| side << halvings);
+        let shape = Shape { width, rows, full_rows };
         // Compressed data can be larger than the pixels, but not by much.
         let limit = u64::from(shape.width) * u64::from(shape.full_rows) * 8 + (1 << 24);
         if chunk.length > limit && chunk.length <= source.size() {
@@ -230,8 +277,9 @@ fn layout(view: &View<'_>, aperio: bool, chunks: &[Chunk]) -> Result<Layout> {
         (None, _) => return Err(view.at(tags::PHOTOMETRIC, Error::malformed("missing"))),
     };
     let compression = match compression {
-        Compression::Jpeg2000 { ycbcr } => {
-            Compression::Jpeg2000 { ycbcr: ycbcr || photometric == Photometric::YCbCr }
+        Compression::Jpeg2000 { ycbcr, halvings } => {
+            let ycbcr = ycbcr || photometric == Photometric::YCbCr;
+            Compression::Jpeg2000 { ycbcr, halvings }
         }
         other => other,
     };
@@ -255,15 +303,15 @@ fn compression(view: &View<'_>, aperio: bool, chunks: &[Chunk]) -> Result<Compre
         8 | 32946 => Compression::Deflate,
         32773 => Compression::PackBits,
         // Aperio stores YCbCr under 33003; Bio-Formats stores what the photometric tag says.
-        33003 => Compression::Jpeg2000 { ycbcr: aperio },
-        33005 | 34712 => Compression::Jpeg2000 { ycbcr: false },
+        33003 => Compression::Jpeg2000 { ycbcr: aperio, halvings: 0 },
+        33005 | 34712 => Compression::Jpeg2000 { ycbcr: false, halvings: 0 },
         // Used for JPEG as well as for JPEG 2000: the first bytes decide.
         33004 | 33007 => {
             let first = chunks.iter().find(|chunk| chunk.length >= 2);
             let head = first.map(|chunk| view.source().read(chunk.offset, 2)).transpose();
             match head.map_err(|e| view.at(tags::COMPRESSION, e))?.as_deref() {
                 Some([0xff, 0xd8]) => Compression::Jpeg,
-                _ => Compression::Jpeg2000 { ycbcr: aperio && value == 33007 },
+                _ => Compression::Jpeg2000 { ycbcr: aperio && value == 33007, halvings: 0 },
             }
         }
         _ => {

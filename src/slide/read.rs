@@ -69,12 +69,16 @@ impl Slide {
         Ok(if (ds - whole).abs() / ds < 0.005 { whole } else { ds })
     }
 
-    /// The pixel of `level` that belongs to a level-0 coordinate: the nearest, ties upwards.
+    /// The pixel of `level` that belongs to a level-0 coordinate: the nearest, ties upwards. Of a
+    /// reduced level it is the first sample that lies on or behind the nearest pixel of the level it
+    /// is made from.
     pub fn to_level(&self, level: usize, coordinate: i64) -> Result<i64> {
-        let ratio = self.nominal_downsample(level)?;
+        let (stored, halvings) = self.stored(level);
+        let ratio = self.nominal_downsample(stored)?;
         // The bound keeps sums with widths from overflowing; it is far outside any slide.
         let bound = (1u64 << 40) as f64;
-        Ok((coordinate as f64 / ratio + 0.5).floor().clamp(-bound, bound) as i64)
+        let pixel = (coordinate as f64 / ratio + 0.5).floor().clamp(-bound, bound) as i64;
+        Ok(-(-pixel).div_euclid(1 << halvings))
     }
 
     pub(super) fn window(&self, region: &Region) -> Result<Window> {
@@ -125,8 +129,38 @@ impl Slide {
         let (x, y) = (i64::from(index.col) * i64::from(tw), i64::from(index.row) * i64::from(th));
         let width = (i64::from(level.width) - x).clamp(0, i64::from(tw)) as u32;
         let height = (i64::from(level.height) - y).clamp(0, i64::from(th)) as u32;
-        self.read_to_image(&Window { level: index.level, x, y, width, height }, scratch, false)
-            .context(|| self.path.display().to_string())
+        let window = Window { level: index.level, x, y, width, height };
+        let read = if self.flat(index.level).is_some() || width == 0 || height == 0 {
+            self.read_to_image(&window, scratch, false)
+        } else {
+            self.crop_tile(index, [tw, width, height].map(|n| n as usize), scratch)
+        };
+        read.context(|| self.path.display().to_string())
+    }
+
+    /// The upper left `width x height` pixels of a native tile `stride` pixels wide, each written once.
+    fn crop_tile(
+        &self,
+        index: TileIndex,
+        [stride, width, height]: [usize; 3],
+        scratch: &mut Scratch,
+    ) -> Result<RegionImage> {
+        let Scratch { buffers, tile } = scratch;
+        self.decode_tile(index, buffers, tile)?;
+        let mut data = Vec::with_capacity(width * height * 3);
+        for line in tile.rgb.chunks_exact(stride * 3).take(height) {
+            data.extend_from_slice(&line[..width * 3]);
+        }
+        let valid = match &tile.valid {
+            Some(filled) => {
+                let lines = filled.chunks_exact(stride).take(height);
+                lines.flat_map(|line| &line[..width]).copied().collect()
+            }
+            None => vec![!tile.missing; width * height],
+        };
+        let missing = if tile.missing { vec![index] } else { Vec::new() };
+        let image = RgbImage { width, height, data };
+        Ok(RegionImage { image, valid, missing, broken: Vec::new() })
     }
 
     fn read_to_image(
@@ -176,6 +210,15 @@ impl Slide {
         Ok(missing)
     }
 
+    /// Whether a part of the window lies outside its level, where no tile is written.
+    pub(super) fn overruns(&self, window: &Window) -> bool {
+        let Some(level) = self.levels.get(window.level) else { return true };
+        let beyond = |start: i64, length: u32, side: u32| {
+            start < 0 || start + i64::from(length) > i64::from(side)
+        };
+        beyond(window.x, window.width, level.width) || beyond(window.y, window.height, level.height)
+    }
+
     /// The picture of a level that is not tiled.
     pub(super) fn flat(&self, level: usize) -> Option<&RgbImage> {
         match self.pixels.get(level)? {
@@ -223,20 +266,27 @@ impl Slide {
             let decoded = raster.decode(&self.source, index.col, index.row, buffers, &mut tile.rgb);
             return decoded
                 .context(|| raster.chunk_name(index.col, index.row))
-                .context(|| format!("level {} ({})", index.level, raster.name));
+                .context(|| format!("{} ({})", self.level_name(index.level), raster.name));
         }
         let pixels = raster.chunk_width as usize * raster.chunk_height as usize;
         tile.rgb.clear();
         tile.rgb.resize(pixels * 3, 255);
-        if self.format == aperio::FORMAT.name && index.level > 0 {
-            self.fill_from_finer(index, raster, tile)?;
+        if self.format == aperio::FORMAT.name
+            && let Some(finer) = self.stored(index.level).0.checked_sub(1)
+        {
+            self.fill_from_finer(index, finer, raster, tile)?;
         }
         Ok(())
     }
 
-    /// Fills a missing tile with the mean of the pixels of the next finer level.
-    fn fill_from_finer(&self, index: TileIndex, raster: &Raster, tile: &mut Tile) -> Result<()> {
-        let finer = index.level - 1;
+    /// Fills a missing tile with the mean of the pixels of a finer level.
+    fn fill_from_finer(
+        &self,
+        index: TileIndex,
+        finer: usize,
+        raster: &Raster,
+        tile: &mut Tile,
+    ) -> Result<()> {
         let ratio = self.nominal_downsample(index.level)? / self.nominal_downsample(finer)?;
         let (tw, th) = (raster.chunk_width, raster.chunk_height);
         let edge = |v: u64| (v as f64 * ratio).round() as i64;

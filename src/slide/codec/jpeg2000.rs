@@ -4,8 +4,12 @@
 //! (JFIF, BT.601 full range), except in JP2 files, which say what they hold. The codestream header
 //! is checked first, which bounds the memory of the decoder, and every tile-part must be present:
 //! a truncated stream decodes to a blurred picture otherwise.
+//!
+//! A stream of L wavelet decompositions can be decoded without the r <= L highest ones: the picture
+//! at 1 / 2^r of its size, sides rounded up (B.5), whose sample (x, y) lies on sample (2^r x, 2^r y) of
+//! the whole. The code blocks of the sub-bands left out are not decoded.
 
-use super::{Shape, grey_to_rgb};
+use super::{Shape, grey_to_rgb, reduced};
 use crate::error::{Error, Result};
 use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
 
@@ -13,11 +17,26 @@ use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
 const MAX_TILES: u64 = 4096;
 const SOC_SIZ: [u8; 4] = [0xff, 0x4f, 0xff, 0x51];
 const EOC: [u8; 2] = [0xff, 0xd9];
+const COD: usize = 0xff52;
+const COC: usize = 0xff53;
+
+/// What a tile must hold and how it is decoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Components.
+    pub samples: usize,
+    /// The three components are YCbCr even if the stream does not say so.
+    pub ycbcr: bool,
+    /// Wavelet decompositions to leave out.
+    pub halvings: u32,
+}
 
 /// The fields of the SIZ marker segment that matter here.
 struct Size {
     width: u32,
     height: u32,
+    /// The upper left corner on the reference grid.
+    corner: [u64; 2],
     tiles: u64,
     /// `(precision byte, horizontal, vertical subsampling)` of each component.
     components: Vec<(u8, u8, u8)>,
@@ -46,12 +65,14 @@ impl Size {
         Some(Size {
             width: u32::try_from(width).ok()?,
             height: u32::try_from(height).ok()?,
+            corner: [x0, y0],
             tiles: tiles?,
             components: components.map(|c| (c[0], c[1], c[2])).collect(),
         })
     }
 
-    fn check(&self, samples: usize, shape: Shape) -> Result<()> {
+    fn check(&self, wanted: &Wanted, shape: Shape) -> Result<()> {
+        let samples = wanted.samples;
         let rows_fit = self.height == shape.rows || self.height == shape.full_rows;
         if self.width != shape.width || !rows_fit {
             return Err(Error::malformed(format!(
@@ -79,11 +100,61 @@ impl Size {
                 return Err(Error::unsupported(format!("JPEG 2000 component {k}: {h}x{v}")));
             }
         }
+        // Samples of the low band would lie beside the grid that other tiles are on.
+        if self.corner.iter().any(|&at| at % (1 << wanted.halvings) != 0) {
+            let [x, y] = self.corner;
+            return Err(unreduced(wanted, format!("begins at ({x}, {y}) of its grid")));
+        }
         Ok(())
     }
 }
 
-/// The codestream: all of `bytes`, or the `jp2c` box of a JP2 file.
+/// A picture that cannot be had at less than its size, and why.
+fn unreduced(wanted: &Wanted, why: String) -> Error {
+    let factor = 1u64 << wanted.halvings;
+    Error::unsupported(format!(
+        "the JPEG 2000 image {why} and cannot be read at 1/{factor} of its size: jpeg2000 = \"full\" in \
+         the recipe's [tiles] reads it"
+    ))
+}
+
+/// The marker segments of the main header before the first tile-part: marker and content. It ends
+/// early where one is cut off.
+fn main_header(code: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let mut at = 2;
+    std::iter::from_fn(move || {
+        let marker = be16(code, at).filter(|marker| (0xff01..0xff90).contains(marker))?;
+        let length = be16(code, at + 2).filter(|&length| length >= 2)?;
+        let content = code.get(at + 4..at + 2 + length)?;
+        at += 2 + length;
+        Some((marker, content))
+    })
+}
+
+/// The wavelet decompositions of the component that has the fewest, from the first bytes of a tile.
+/// `None` when they do not show a sound header.
+pub fn decompositions(bytes: &[u8]) -> Option<u32> {
+    let (start, _) = codestream(bytes)?;
+    let code = bytes.get(start..).filter(|code| code.starts_with(&SOC_SIZ))?;
+    let mut style = None;
+    let mut own = vec![None; Size::parse(code)?.components.len()];
+    for (marker, content) in main_header(code) {
+        match marker {
+            COD => style = Some(*content.get(5)?),
+            // The number of a component takes two bytes where there are more than 256.
+            COC if own.len() <= 256 => {
+                *own.get_mut(usize::from(*content.first()?))? = Some(*content.get(2)?);
+            }
+            COC => return None,
+            _ => {}
+        }
+    }
+    let style = style?;
+    own.iter().map(|own| u32::from(own.unwrap_or(style))).min()
+}
+
+/// Where the codestream lies: all of `bytes`, or the `jp2c` box of a JP2 file, which may end beyond
+/// `bytes`.
 fn codestream(bytes: &[u8]) -> Option<(usize, usize)> {
     if bytes.starts_with(&SOC_SIZ) {
         return Some((0, bytes.len()));
@@ -101,9 +172,9 @@ fn codestream(bytes: &[u8]) -> Option<(usize, usize)> {
             ),
             n => (8, n as usize),
         };
-        let end = at.checked_add(length).filter(|&end| end <= bytes.len() && length >= head)?;
+        let end = at.checked_add(length).filter(|_| length >= head)?;
         if bytes.get(at + 4..at + 8)? == b"jp2c" {
-            return bytes[at + head..end].starts_with(&SOC_SIZ).then_some((at + head, end));
+            return Some((at + head, end));
         }
         at = end;
     }
@@ -159,21 +230,32 @@ fn put_rgb_header(size: &Size, length: usize, out: &mut Vec<u8>) {
     out.extend(b"jp2c");
 }
 
-/// Decodes one tile. `stream` is scratch.
+/// Decodes one tile of the size `shape`, or a reduced picture of it. `stream` is scratch.
 pub fn decode(
-    samples: usize,
-    ycbcr: bool,
+    wanted: &Wanted,
     shape: Shape,
     bytes: &[u8],
     stream: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    let (start, end) =
-        codestream(bytes).ok_or_else(|| Error::malformed("no JPEG 2000 codestream in the tile"))?;
-    let code = &bytes[start..end];
+    let Wanted { samples, ycbcr, halvings } = *wanted;
+    let (start, code) = codestream(bytes)
+        .and_then(|(start, end)| Some((start, bytes.get(start..end)?)))
+        .filter(|(_, code)| code.starts_with(&SOC_SIZ))
+        .ok_or_else(|| Error::malformed("no JPEG 2000 codestream in the tile"))?;
     let size = Size::parse(code).ok_or_else(|| Error::malformed("JPEG 2000 SIZ segment"))?;
-    size.check(samples, shape)?;
+    size.check(wanted, shape)?;
     let ended = check_tile_parts(code)?;
+    if halvings > 0 {
+        let levels =
+            decompositions(code).ok_or_else(|| Error::malformed("JPEG 2000 main header"))?;
+        if levels < halvings {
+            return Err(unreduced(wanted, format!("holds {levels} wavelet decompositions")));
+        }
+        if size.width.min(size.height) >> halvings == 0 {
+            return Err(unreduced(wanted, format!("is {}x{}", size.width, size.height)));
+        }
+    }
     let raw = start == 0;
     let full_size = size.components.iter().all(|&(_, h, v)| (h, v) == (1, 1));
     stream.clear();
@@ -188,14 +270,21 @@ pub fn decode(
     } else {
         bytes
     };
-    let settings = DecodeSettings { strict: raw || ended, ..DecodeSettings::default() };
+    // The decoder leaves out as many decompositions as keep the picture at least this large.
+    let target = (halvings > 0).then_some((size.width >> halvings, size.height >> halvings));
+    let settings = DecodeSettings {
+        strict: raw || ended,
+        target_resolution: target,
+        ..DecodeSettings::default()
+    };
     let failed =
         |e| Error::malformed(format!("corrupt or cut-off JPEG 2000 data: {e}")).caused_by(e);
     let image = Image::new(bytes, &settings).map_err(failed)?;
     let mut context = DecoderContext::default();
     let decoded = image.decode(&mut context).map_err(failed)?;
     let planes = decoded.components();
-    let pixels = size.width as usize * size.height as usize;
+    let [width, height] = [size.width, size.height].map(|side| reduced(side, halvings));
+    let pixels = width as usize * height as usize;
     if planes.len() != samples || planes.iter().any(|plane| plane.samples().len() != pixels) {
         return Err(Error::malformed("the JPEG 2000 image holds other components than it says"));
     }
@@ -231,4 +320,88 @@ fn to_rgb(y: f32, cb: f32, cr: f32) -> [f32; 3] {
     let [y, cb, cr] = [y, cb, cr].map(|value| f32::from(to_u8(value)));
     let (cb, cr) = (cb - 128.0, cr - 128.0);
     [y + 1.402 * cr, y - 0.344_136 * cb - 0.714_136 * cr, y + 1.772 * cb]
+}
+
+#[cfg(test)]
+mod tests {
+    //! Against OpenJPEG: `tests/golden/slides/make.py` says how the streams were made.
+
+    use super::*;
+    use crate::slide::{OpenOptions, Region, Slide};
+    use std::path::PathBuf;
+
+    const SHAPE: Shape = Shape { width: 37, rows: 21, full_rows: 21 };
+
+    fn golden(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/slides").join(name)
+    }
+
+    fn odd() -> Vec<u8> {
+        std::fs::read(golden("odd_37x21.j2k")).unwrap()
+    }
+
+    fn decoded(bytes: &[u8], halvings: u32) -> Result<Vec<u8>> {
+        let wanted = Wanted { samples: 3, ycbcr: false, halvings };
+        let mut out = Vec::new();
+        decode(&wanted, SHAPE, bytes, &mut Vec::new(), &mut out).map(|()| out)
+    }
+
+    fn refused(bytes: &[u8], halvings: u32, words: &[&str]) {
+        let error = decoded(bytes, halvings).unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "{error}: no {word}");
+        }
+    }
+
+    #[test]
+    fn odd_sides_are_rounded_up_when_halved() {
+        for halvings in 1..=3 {
+            let name = format!("odd_37x21_{}.png", 1 << halvings);
+            let truth = Slide::open(&golden(&name), &OpenOptions::default()).unwrap();
+            let [width, height] = [37, 21].map(|side| reduced(side, halvings));
+            assert_eq!((truth.levels()[0].width, truth.levels()[0].height), (width, height));
+            let whole = truth.read_region(&Region { x: 0, y: 0, level: 0, width, height });
+            assert_eq!(decoded(&odd(), halvings).unwrap(), whole.unwrap().image.data, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_component_with_the_fewest_decompositions_counts() {
+        let stream = odd();
+        assert_eq!(decompositions(&stream), Some(3));
+        // A COC segment before the first tile-part: component 2 has one decomposition.
+        let at = stream.windows(2).position(|m| m == [0xff, 0x90]).unwrap();
+        let own = [0xff, 0x53, 0, 9, 2, 0, 1, 4, 4, 0, 1];
+        let mixed = [&stream[..at], &own, &stream[at..]].concat();
+        assert_eq!(decompositions(&mixed), Some(1));
+        refused(&mixed, 2, &["holds 1 wavelet decompositions", "1/4"]);
+        let nobody = [&stream[..at], &[0xff, 0x53, 0, 9, 3, 0, 1, 4, 4, 0, 1], &stream[at..]];
+        assert_eq!(decompositions(&nobody.concat()), None);
+        // The header is enough, also inside a JP2 file; half of it is not.
+        let boxed = [b"\0\0\0\x0cjP  \r\n\x87\n\0\0\x10\0jp2c".as_slice(), &stream[..at]].concat();
+        assert_eq!(decompositions(&boxed), Some(3));
+        assert_eq!(decompositions(&stream[..60]), None);
+    }
+
+    #[test]
+    fn what_cannot_be_halved_is_an_error_that_says_how_to_read_it() {
+        let hint = "jpeg2000 = \"full\"";
+        refused(&odd(), 4, &["holds 3 wavelet decompositions", "1/16", hint]);
+        // The picture begins at x = 1 of its grid and is as wide as before.
+        let mut shifted = odd();
+        for (at, value) in [(8, 38u32), (16, 1), (24, 38)] {
+            shifted[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        }
+        refused(&shifted, 1, &["begins at (1, 0) of its grid", "1/2", hint]);
+    }
+
+    #[test]
+    fn a_stream_cut_off_anywhere_is_an_error_at_every_size() {
+        let stream = odd();
+        for halvings in 0..=3 {
+            for length in 0..stream.len() - 2 {
+                assert!(decoded(&stream[..length], halvings).is_err(), "{length} at {halvings}");
+            }
+        }
+    }
 }

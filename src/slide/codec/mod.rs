@@ -16,6 +16,7 @@ pub use jpeg::{
     decode_picture as decode_jpeg_picture, decode_picture_as as decode_jpeg_as,
     picture_size as jpeg_picture_size,
 };
+pub use jpeg2000::decompositions as jpeg2000_decompositions;
 
 /// How a tile or strip is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,14 @@ pub enum Compression {
     Jpeg2000 {
         /// The three components are YCbCr even if the stream does not say so.
         ycbcr: bool,
+        /// Wavelet decompositions left out: the picture is made at 1 / 2^n of its size.
+        halvings: u32,
     },
+}
+
+/// A side of a JPEG 2000 picture without so many of its wavelet decompositions (T.800, B.5).
+pub fn reduced(side: u32, halvings: u32) -> u32 {
+    u32::try_from(u64::from(side).div_ceil(1 << halvings.min(63))).unwrap_or(side)
 }
 
 impl Compression {
@@ -81,7 +89,7 @@ pub struct Layout {
     pub aperio: bool,
 }
 
-/// The size a tile or strip must have when decoded.
+/// The size a tile or strip must have, decoded as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Pixels.
@@ -104,7 +112,8 @@ pub struct Buffers {
     samples: Vec<u8>,
 }
 
-/// Decodes `buffers.compressed` into `out`, which becomes `[rows, width, 3]` RGB.
+/// Decodes `buffers.compressed` into `out`, which becomes `[rows, width, 3]` RGB, of the
+/// [`reduced`] sides where the layout asks for that.
 pub fn decode(
     layout: &Layout,
     shape: Shape,
@@ -112,18 +121,22 @@ pub fn decode(
     out: &mut Vec<u8>,
 ) -> Result<()> {
     let bytes = std::mem::take(&mut buffers.compressed);
+    let mut halved = 0;
     let decoded = match layout.compression {
         Compression::Jpeg => {
             guarded("JPEG", || jpeg::decode(layout, shape, &bytes, &mut buffers.jpeg, out))
         }
-        Compression::Jpeg2000 { ycbcr } => guarded("JPEG 2000", || {
-            jpeg2000::decode(layout.samples, ycbcr, shape, &bytes, &mut buffers.stream, out)
+        Compression::Jpeg2000 { ycbcr, halvings } => guarded("JPEG 2000", || {
+            halved = halvings;
+            let wanted = jpeg2000::Wanted { samples: layout.samples, ycbcr, halvings };
+            jpeg2000::decode(&wanted, shape, &bytes, &mut buffers.stream, out)
         }),
         _ => guarded("raw", || raw::decode(layout, shape, &bytes, &mut buffers.samples, out)),
     };
     buffers.compressed = bytes;
     decoded?;
-    out.truncate(shape.width as usize * shape.rows as usize * 3);
+    let [width, rows] = [shape.width, shape.rows].map(|side| reduced(side, halved) as usize);
+    out.truncate(width * rows * 3);
     Ok(())
 }
 

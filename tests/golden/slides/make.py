@@ -11,6 +11,7 @@ import io
 import json
 import os
 import struct
+import sys
 import zlib
 
 import imagecodecs
@@ -19,6 +20,9 @@ import tifffile
 from PIL import Image
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "..", "benches", "peers"))
+import openjpeg  # noqa: E402
+
 T = 16
 EXPECTED = {}
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8, 18: 8}
@@ -46,30 +50,35 @@ def untile(parts, width, height):
     return np.concatenate(rows)[:height, :width]
 
 
-def directory(width, height, chunks, compression, photometric, samples=3, extra=(), strips=None):
+def directory(width, height, chunks, compression, photometric, samples=3, extra=(), strips=None, tile=(T, T)):
     """Tags of one picture; `extra` holds (tag, type, values or bytes)."""
     tags = {256: (4, [width]), 257: (4, [height]), 258: (3, [8] * samples), 259: (3, [compression]),
             262: (3, [photometric]), 277: (3, [samples])}
     if strips:
         tags.update({278: (4, [strips]), 273: (4, None), 279: (4, [len(c) for c in chunks])})
     else:
-        tags.update({322: (3, [T]), 323: (3, [T]), 324: (4, None), 325: (4, [len(c) for c in chunks])})
+        tags.update({322: (3, [tile[0]]), 323: (3, [tile[1]]), 324: (4, None), 325: (4, [len(c) for c in chunks])})
     for tag, kind, values in extra:
         tags[tag] = (kind, values)
     return tags, chunks
 
 
-def container(directories, order="<", big=False):
-    """A TIFF: header, then for each directory its pixels, its values and its entries."""
+def container(directories, order="<", big=False, shared=False):
+    """A TIFF: header, then for each directory its pixels, its values and its entries. Equal tiles may
+    be shared."""
     word, pointer = ("Q", 8) if big else ("I", 4)
     out = bytearray((b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42))
     out += struct.pack(order + "HH", 8, 0) if big else b""
     link = len(out)
     out += bytes(pointer)
     for tags, chunks in directories:
-        offsets = []
+        offsets, seen = [], {}
         for chunk in chunks:
+            if shared and chunk and chunk in seen:
+                offsets.append(seen[chunk])
+                continue
             offsets.append(len(out) if chunk else 0)
+            seen[chunk] = len(out)
             out += chunk
         entries = []
         for tag, (kind, values) in sorted(tags.items()):
@@ -264,6 +273,85 @@ def sound():
           truth=truth("exact_hole.png", hole), truth1="exact_mean.png", missing=[[1, 0]])
 
 
+def deep(image, decompositions, rate=None, mct=True):
+    """A codestream of so many wavelet decompositions: 9-7 at a compression of `rate`, or 5-3 without loss."""
+    how = dict(quality_mode="rates", quality_layers=[rate], irreversible=True) if rate else {}
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG2000", no_jp2=True, num_resolutions=decompositions + 1, mct=mct, **how)
+    stream = out.getvalue()
+    assert stream[stream.index(b"\xff\x52") + 9] == decompositions
+    return stream
+
+
+def ycbcr_to_rgb(ycc):
+    y, cb, cr = (ycc[..., k].astype(float) for k in range(3))
+    rgb = np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128),
+                    y + 1.772 * (cb - 128)], -1)
+    return np.clip(np.floor(rgb + 0.5), 0, 255).astype(np.uint8)
+
+
+def grid(image, width, height):
+    """The tiles of a picture in any size, padded at the right and bottom edge."""
+    for y in range(0, image.shape[0], height):
+        for x in range(0, image.shape[1], width):
+            part = image[y:y + height, x:x + width]
+            pad = ((0, height - part.shape[0]), (0, width - part.shape[1]), (0, 0))
+            yield np.pad(part, pad, mode="edge")
+
+
+def reduced():
+    """JPEG 2000 slides at a half and a quarter of their size."""
+    aperio = (270, 2, APERIO)
+    image = picture(39, 23)
+    ycbcr = lambda p: np.array(Image.fromarray(p).convert("YCbCr"))
+    cases = {
+        # name: tile, compression, streams, largest difference, levels beside the first
+        "j2k_reduced_rgb": ((T, T), 33005, lambda p: deep(p, 3, rate=4), 1, [[20, 12], [10, 6], [5, 3]]),
+        "j2k_reduced_ycbcr": ((T, T), 33003, lambda p: deep(ycbcr(p), 2, mct=False), 0, [[20, 12], [10, 6]]),
+        # Tiles of 20 x 12 can be halved twice; the streams could be more often.
+        "j2k_reduced_20x12": ((20, 12), 33005, lambda p: deep(p, 3), 0, [[20, 12], [10, 6]]),
+    }
+    for name, (tile, code, encode, most, sizes) in cases.items():
+        streams = [encode(part) for part in grid(image, *tile)]
+        colour = ycbcr_to_rgb if code == 33003 else lambda rgb: rgb
+        pictures = []
+        for halvings, (width, height) in enumerate(sizes, 1):
+            parts = [colour(openjpeg.decode(s, halvings)) for s in streams]
+            cols = -(-39 // tile[0])
+            rows = [np.concatenate(parts[k:k + cols], 1) for k in range(0, len(parts), cols)]
+            pictures.append(np.concatenate(rows)[:height, :width])
+        names = [truth(f"{name}_{2 ** n}.png", p) for n, p in enumerate(pictures, 1)]
+        write(f"{name}.svs", container([directory(39, 23, streams, code, 2, extra=[aperio], tile=tile)]),
+              reduced=names, reduced_most=most, sizes=sizes)
+        if name == "j2k_reduced_ycbcr":
+            # Tiles of 8 px at 2.4 level-0 pixels: 10 px of the half, made smaller by Pillow.
+            half = Image.fromarray(pictures[0])
+            corners = [(0, 0), (10, 0)]
+            small = [half.crop((x, y, x + 10, y + 10)).resize((8, 8), Image.BILINEAR) for x, y in corners]
+            truth("j2k_reduced_tiles.png", np.concatenate([np.asarray(s) for s in small]))
+    # An odd size, which tiles of slides do not have.
+    odd = deep(picture(37, 21), 3)
+    with open(os.path.join(HERE, "odd_37x21.j2k"), "wb") as file:
+        file.write(odd)
+    for halvings in (1, 2, 3):
+        truth(f"odd_37x21_{2 ** halvings}.png", openjpeg.decode(odd, halvings))
+    # Levels of 1 and 4 leave a half between them; the last tile of each is missing, and one of level 0
+    # that level 1 shows.
+    flat = deep(np.full((T, T, 3), 120, np.uint8), 3)
+    levels = [directory(96, 32, [flat, b""] + [flat] * 9 + [b""], 33005, 2, extra=[aperio]),
+              directory(24, 8, [flat, b""], 33005, 2)]
+    write("j2k_pyramid.svs", container(levels, shared=True),
+          sizes=[[96, 32], [24, 8], [48, 16], [12, 4], [6, 2], [3, 1]])
+    # All tiles but one of twenty can be halved twice.
+    flat = np.full((T, T, 3), 90, np.uint8)
+    two, one = deep(flat, 2), deep(flat, 1)
+    streams = [one if k == 4 else two for k in range(20)]
+    write("j2k_shallow_3.svs", container([directory(48, 32, [two, two, two, one, two, two], 33005, 2, extra=[aperio])],
+                                         shared=True), sizes=[[24, 16]])
+    write("j2k_shallow_tile.svs", container([directory(80, 64, streams, 33005, 2, extra=[aperio])], shared=True),
+          sizes=[[40, 32], [20, 16]])
+
+
 def broken():
     one = picture(16, 16)
     aperio = (270, 2, APERIO)
@@ -339,6 +427,7 @@ def broken():
 
 if __name__ == "__main__":
     sound()
+    reduced()
     broken()
     with open(os.path.join(HERE, "expected.json"), "w") as file:
         json.dump(EXPECTED, file, indent=1, sort_keys=True)
