@@ -24,6 +24,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+/// Bytes of activations of the rows that go through a network together: they stay in the third-level
+/// cache from one step to the next.
+const TOGETHER: usize = 8 << 20;
+
 /// A graph on the CPU.
 pub(super) struct CpuSession {
     graph: Arc<Graph>,
@@ -37,6 +41,8 @@ pub(super) struct CpuSession {
     arena: Aligned<u8>,
     bags: Aligned<u8>,
     max_rows: usize,
+    /// The most rows that go through the network together.
+    together: usize,
 }
 
 impl CpuSession {
@@ -64,6 +70,7 @@ impl CpuSession {
             arena: Aligned::empty(),
             bags: Aligned::empty(),
             max_rows: 0,
+            together: together(&graph, &plan, kernels, team.threads()),
             graph,
             plan,
             layers,
@@ -76,14 +83,27 @@ impl CpuSession {
     }
 }
 
-/// The tensors of one run.
+/// How many rows go through a network together: all where an op is defined over the whole run, else as
+/// many as the cache holds and as keep every thread busy.
+fn together(graph: &Graph, plan: &Plan, kernels: &Kernels, threads: usize) -> usize {
+    let is_of_run = |step: &Step| matches!(step.op, Op::BatchNorm { .. });
+    if graph.steps.iter().any(is_of_run) || graph.tensors.iter().any(|t| t.shape.is_bag()) {
+        return usize::MAX;
+    }
+    let row = plan.row_elements.saturating_mul(kernels.precision.bytes()).max(1);
+    (TOGETHER / row).max(2 * threads)
+}
+
+/// The tensors of some rows of a run.
 struct Frame<'a> {
     session: &'a CpuSession,
+    /// The first of the rows, and their number.
+    first: usize,
     rows: usize,
     /// The arena of rows and the arena of bags.
     bases: [*mut u8; 2],
-    /// Graph outputs, in order.
-    returned: Vec<*mut f32>,
+    /// Graph outputs of all rows, in order.
+    returned: &'a [*mut f32],
 }
 
 impl Frame<'_> {
@@ -111,11 +131,12 @@ impl Frame<'_> {
     fn sink(&self, id: TensorId) -> Sink {
         let graph = &self.session.graph;
         let (root, channels) = extent(graph, id);
-        let returned = graph.outputs.iter().zip(&self.returned).find_map(|(&output, &base)| {
+        let returned = graph.outputs.iter().zip(self.returned).find_map(|(&output, &base)| {
             let (of, range) = extent(graph, output);
             let inside = of == root && range.start <= channels.start && channels.end <= range.end;
+            let start = self.first * graph.shape(output).len() + channels.start - range.start;
             // SAFETY: `check_run` saw that an output holds all channels of its positions.
-            inside.then(|| (unsafe { base.add(channels.start - range.start) }, range.len()))
+            inside.then(|| (unsafe { base.add(start) }, range.len()))
         });
         // SAFETY: both destinations are inside memory that the run borrows exclusively. Steps run
         // one after another, a step does not read what it overwrites, and the plan keeps apart
@@ -124,6 +145,13 @@ impl Frame<'_> {
             let precision = self.session.kernels.precision;
             Sink::new([self.positions(id), channels.len()], precision, self.locate(id), returned)
         }
+    }
+
+    /// What a whole run is given, cut to these rows.
+    fn cut<'b, T>(&self, id: TensorId, all: &'b [T]) -> &'b [T] {
+        let shape = self.session.graph.shape(id);
+        let rows = if shape.is_bag() { 0..1 } else { self.first..self.first + self.rows };
+        &all[rows.start * shape.len()..rows.end * shape.len()]
     }
 
     /// A tensor to read.
@@ -204,7 +232,7 @@ impl Session for CpuSession {
             return Ok(());
         }
         let what = || format!("{}: {rows} rows", self.graph.name);
-        let activations = self.plan.row_elements.checked_mul(rows);
+        let activations = self.plan.row_elements.checked_mul(rows.min(self.together));
         let bytes = activations.and_then(|n| n.checked_mul(self.kernels.precision.bytes()));
         let weights = self.row_scratch_len.checked_mul(rows);
         let row_scratch = self.row_scratch.get_mut().unwrap_or_else(|p| p.into_inner());
@@ -256,16 +284,27 @@ impl CpuSession {
         if rows == 0 {
             return Ok(());
         }
-        let frame = Frame {
-            rows,
-            bases: [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()],
-            returned: outputs.iter_mut().map(|o| o.as_mut_ptr()).collect(),
-            session: self,
-        };
+        let returned: Vec<*mut f32> = outputs.iter_mut().map(|o| o.as_mut_ptr()).collect();
+        let bases = [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()];
+        for first in (0..rows).step_by(self.together.min(rows)) {
+            let rows = self.together.min(rows - first);
+            let frame = Frame { first, rows, bases, returned: &returned, session: self };
+            self.execute_rows(&frame, inputs, seconds.as_deref_mut())?;
+        }
+        Ok(())
+    }
+
+    /// As [`CpuSession::execute`] for some rows.
+    fn execute_rows(
+        &self,
+        frame: &Frame<'_>,
+        inputs: &[Input<'_>],
+        mut seconds: Option<&mut [f64]>,
+    ) -> Result<()> {
         let on = Machine { kernels: self.kernels, team: &self.team, scratch: &self.scratch };
         for (&id, input) in self.graph.inputs.iter().zip(inputs) {
             let Some(values) = input.values()? else { continue };
-            let c = self.graph.shape(id).channels();
+            let (c, values) = (self.graph.shape(id).channels(), frame.cut(id, &values));
             frame.sink(id).fill(&on, [4096, c], |part, _| {
                 let Range { start, end } = part.positions;
                 part.put_positions(start, &values[start * c..end * c]);
@@ -275,7 +314,7 @@ impl CpuSession {
             let start = seconds.is_some().then(Instant::now);
             let given = self.graph.inputs.iter().position(|&i| i == step.inputs[0]);
             let pixels = match given.map(|i| inputs[i]) {
-                Some(Input::Pixels(pixels)) => pixels,
+                Some(Input::Pixels(pixels)) => frame.cut(step.inputs[0], pixels),
                 _ => &[],
             };
             let first = frame.view(step.inputs[0]).unwrap_or(View::EMPTY);
