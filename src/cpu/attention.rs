@@ -131,11 +131,16 @@ impl Attention {
             to.chunks_exact_mut(columns * depth).zip(channels.clone().step_by(columns))
         {
             let from = start..(start + columns).min(channels.end);
+            let row_of = |token: usize| -> &[bf16] { x.at(first + token, from.clone()).of() };
             for (pair, row) in panel.chunks_exact_mut(columns).enumerate() {
-                row.fill([bf16::ZERO; 2]);
-                for (half, token) in (2 * pair..self.tokens.min(2 * pair + 2)).enumerate() {
-                    let values: &[bf16] = x.at(first + token, from.clone()).of();
-                    row.iter_mut().zip(values).for_each(|(to, &value)| to[half] = value);
+                let (row, rest) = row.split_at_mut(from.len());
+                rest.fill([bf16::ZERO; 2]);
+                let (even, token) = (row_of(2 * pair), 2 * pair + 1);
+                if token < self.tokens {
+                    let both = even.iter().zip(row_of(token));
+                    row.iter_mut().zip(both).for_each(|(to, (&a, &b))| *to = [a, b]);
+                } else {
+                    row.iter_mut().zip(even).for_each(|(to, &a)| *to = [a, bf16::ZERO]);
                 }
             }
         }

@@ -160,7 +160,10 @@ impl<T> Rectangle<'_, T> {
                 for (x, (&scale, &bias)) in x.iter_mut().zip(scale.iter().zip(&bias)) {
                     *x = x.fma(scale, bias);
                 }
+                // The columns beside these are likely to be next.
+                self.to.expect(row, lanes.end);
                 if let Some(residual) = &self.residual {
+                    residual.expect(row, lanes.end);
                     let residual = &residual.row(row)[lanes.clone()];
                     for (x, residual) in x.iter_mut().zip(residual.chunks_exact(V::LANES)) {
                         *x = x.add(load(residual));
@@ -445,3 +448,100 @@ emit!(
     [finish_neon, widen_half, narrow_half, pairs::widen, pairs::narrow]
 );
 emit!(, emit_portable, activate_portable, [finish, widen_half, narrow_half, pairs::widen, pairs::narrow]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::check::run_once;
+    use crate::backend::{Input, Precision};
+    use crate::cpu::kernels::Kernels;
+    use crate::cpu::{CpuBackend, Isa};
+    use crate::graph::{Epilogue, Graph, Op, Shape};
+    use std::sync::Arc;
+
+    fn numbers(n: usize, step: usize) -> Vec<f32> {
+        (0..n).map(|i| (i * step % 61) as f32 / 23.0 - 1.3).collect()
+    }
+
+    /// `act(x w * scale + bias + residual)` of 9 tokens.
+    fn linear(c: usize, k: usize, has_residual: bool, act: Act) -> Graph {
+        let mut g = Graph::new("linear");
+        let x = g.input(Shape::Tokens { t: 9, c });
+        let data = numbers(k * c, 7).into_iter().map(f16::from_f32).collect();
+        let weight = g.param_f16("w", &[k, c], data).unwrap();
+        let residual = has_residual.then(|| g.input(Shape::Tokens { t: 9, c: k }));
+        let [scale, bias] =
+            [3, 5].map(|step| Some(g.param_f32("v", &[k], numbers(k, step)).unwrap()));
+        let op = Op::Linear { weight, epilogue: Epilogue { scale, bias, residual, act } };
+        let y = g.push(op, &[x]).unwrap();
+        // The second step makes the first one store its numbers.
+        let y = g.push(Op::Copy, &[y]).unwrap();
+        g.output(y);
+        g
+    }
+
+    /// Whole registers of columns, one alone and parts of one, with and without what is added.
+    #[test]
+    fn every_instruction_set_finishes_sums_to_the_same_bits() {
+        for (k, has_residual) in
+            [16, 32, 48, 40, 300].into_iter().flat_map(|k| [(k, false), (k, true)])
+        {
+            for act in [Act::None, Act::Relu, Act::Gelu] {
+                let graph = Arc::new(linear(20, k, has_residual, act));
+                let (x, r) = (numbers(2 * 9 * 20, 11), numbers(2 * 9 * k, 13));
+                let inputs = [Input::Values(&x), Input::Values(&r)];
+                let inputs = &inputs[..1 + usize::from(has_residual)];
+                for precision in Precision::ALL {
+                    let run = |isa| {
+                        let on = CpuBackend::new(1, Some(isa)).unwrap();
+                        let on = on.with_precision(precision).unwrap();
+                        let y = run_once(&on, &graph, 2, inputs).unwrap().remove(0);
+                        y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    };
+                    let want = run(Isa::Portable);
+                    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                        assert!(run(isa) == want, "{k} {has_residual} {act:?} {precision} {isa}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Against the formula, number by number, for every length up to some registers.
+    #[test]
+    fn numbers_are_activated_as_they_are_stored() {
+        let (x, scale, bias) = (numbers(100, 17), numbers(100, 3), numbers(100, 5));
+        let want: Vec<f32> = (0..100)
+            .map(|i| f16::from_f32(x[i]).to_f32().mul_add(scale[i], bias[i]).max(0.0))
+            .collect();
+        let stored: Vec<f16> = x.iter().map(|&x| f16::from_f32(x)).collect();
+        let brain: Vec<bf16> = stored.iter().map(|&x| bf16::from_f32(x.to_f32())).collect();
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            let [half, full] =
+                [Precision::F16, Precision::F32].map(|p| Kernels::of(isa, p).unwrap());
+            let both = [Kernels::of(isa, Precision::Bf16).unwrap(), Kernels::emulated(isa)];
+            for n in 0..100 {
+                let with = [&scale[..n], &bias[..n]];
+                let mut to = vec![7.0; n + 1];
+                half.activate(Stored::F16(&stored[..n]), with, StoredMut::F32(&mut to[..n]));
+                let rounded = |x: &f32| f16::from_f32(*x).to_f32();
+                assert!(to[..n].iter().eq(&want[..n].iter().map(rounded).collect::<Vec<_>>()));
+                let wide: Vec<f32> = stored[..n].iter().map(|x| x.to_f32()).collect();
+                full.activate(Stored::F32(&wide), with, StoredMut::F32(&mut to[..n]));
+                assert_eq!((&to[..n], to[n]), (&want[..n], 7.0), "{isa} {n}");
+                for kernels in both {
+                    let mut to = vec![bf16::ONE; n + 1];
+                    kernels.activate(
+                        Stored::Bf16(&brain[..n]),
+                        with,
+                        StoredMut::Bf16(&mut to[..n]),
+                    );
+                    let want =
+                        (0..n).map(|i| brain[i].to_f32().mul_add(scale[i], bias[i]).max(0.0));
+                    assert!(to[..n].iter().copied().eq(want.map(bf16::from_f32)), "{isa} {n}");
+                    assert_eq!(to[n], bf16::ONE);
+                }
+            }
+        }
+    }
+}

@@ -232,14 +232,15 @@ impl Weights {
         let whole = MAX_ROWS / height * height;
         let (fewest, widest) = (positions.div_ceil(whole).max(1), MAX_COLUMNS / self.parts);
         let rows = |down: usize| positions.div_ceil(down).next_multiple_of(height).min(whole);
-        if threads == 1 {
+        let is_many = fewest * self.filters.div_ceil(widest) >= 16 * threads;
+        if threads == 1 || is_many {
             return [rows(fewest), widest];
         }
         let mut best = (usize::MAX, [whole, widest]);
         let mut columns = widest;
         while columns >= self.kernels.columns {
             let across = self.filters.div_ceil(columns);
-            for down in fewest..=fewest + 2 * threads {
+            for down in (fewest..=fewest + 2 * threads).step_by(threads.div_ceil(4)) {
                 let rows = rows(down);
                 let few = positions.div_ceil(rows) * across < 2 * threads;
                 let time = self.time(positions, [rows, columns], threads) << usize::from(few);
@@ -368,7 +369,8 @@ mod tests {
                 let mut busy = vec![0; threads];
                 for block in 0..down * across {
                     let first = (0..threads).min_by_key(|&thread| busy[thread]).unwrap();
-                    busy[first] += rows.min(positions - block / across * rows) * columns;
+                    let [row, column] = [block / across * rows, block % across * columns];
+                    busy[first] += rows.min(positions - row) * columns.min(filters - column);
                 }
                 let (last, all) = (busy.iter().max().unwrap(), positions * filters);
                 let loss = (last * threads) as f64 / all as f64;

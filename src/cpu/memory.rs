@@ -232,6 +232,22 @@ fn stored_as<T: 'static>() -> Option<Precision> {
     .find_map(|(of, precision)| (of == kind).then_some(precision))
 }
 
+/// Asks for a cache line that will be read or written soon, which any address allows.
+#[inline(always)]
+fn fetch<const WRITE: bool, T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, without effect on memory.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        match WRITE {
+            true => _mm_prefetch::<_MM_HINT_ET0>(from.cast()),
+            false => _mm_prefetch::<_MM_HINT_T0>(from.cast()),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
 /// Rows of numbers of one kind, to write.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
 pub(super) struct GridMut<'a, T> {
@@ -251,6 +267,12 @@ impl<T> GridMut<'_, T> {
         // SAFETY: inside a rectangle that `Part::finish` found to be its own; the rest is the promise
         // of `Sink::new`.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(row * self.pitch), self.columns) }
+    }
+
+    /// Has the cache fetch what lies at a column of a row, or beyond its last column.
+    #[inline(always)]
+    pub fn expect(&self, row: usize, column: usize) {
+        fetch::<true, T>(self.base.wrapping_add(row * self.pitch + column));
     }
 }
 
@@ -302,6 +324,12 @@ impl<T> Grid<'_, T> {
         assert!(row < self.rows);
         // SAFETY: inside the view, as `Rows::of` found; the rest is the promise of `View::new`.
         unsafe { std::slice::from_raw_parts(self.base.add(row * self.pitch), self.columns) }
+    }
+
+    /// As [`GridMut::expect`].
+    #[inline(always)]
+    pub fn expect(&self, row: usize, column: usize) {
+        fetch::<false, T>(self.base.wrapping_add(row * self.pitch + column));
     }
 }
 

@@ -215,3 +215,44 @@ pub(super) fn maximum(value: &mut [f32], tap: &[f32]) {
         *v = if t > *v || t.is_nan() { t } else { *v };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::check::run_once;
+    use crate::backend::{Input, Precision};
+    use crate::cpu::CpuBackend;
+    use std::sync::Arc;
+
+    /// More channels than registers hold and a rest; one position is not a number.
+    #[test]
+    fn the_largest_of_a_window_and_what_is_not_a_number() {
+        let (h, w, c) = (7, 6, 150);
+        let mut g = Graph::new("pool");
+        let x = g.input(Shape::Map { h, w, c });
+        let window = graph::Window::square(3, 2, 1);
+        let y = g.push(Op::MaxPool { window, ceil_mode: false }, &[x]).unwrap();
+        g.output(y);
+        let mut numbers: Vec<f32> = (0..h * w * c).map(|i| (i * 37 % 101) as f32 - 70.0).collect();
+        numbers[(2 * w + 3) * c..][..c].fill(f32::NAN);
+        let (g, columns) = (Arc::new(g), 3);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for precision in Precision::ALL {
+                let on = CpuBackend::new(2, Some(isa)).unwrap().with_precision(precision).unwrap();
+                let got = run_once(&on, &g, 1, &[Input::Values(&numbers)]).unwrap().remove(0);
+                for (i, got) in got.into_iter().enumerate() {
+                    let (p, q, channel) = (i / c / columns, i / c % columns, i % c);
+                    let taps = (0..9).filter_map(|tap| {
+                        let y = (2 * p + tap / 3).checked_sub(1).filter(|&y| y < h)?;
+                        let x = (2 * q + tap % 3).checked_sub(1).filter(|&x| x < w)?;
+                        Some(numbers[(y * w + x) * c + channel])
+                    });
+                    let want =
+                        taps.reduce(|a, b| if a.is_nan() || a >= b { a } else { b }).unwrap();
+                    let same = got == want || got.is_nan() && want.is_nan();
+                    assert!(same, "{isa} {precision}: {got} at {i} is not {want}");
+                }
+            }
+        }
+    }
+}

@@ -338,6 +338,8 @@ impl CpuSession {
 
 #[cfg(test)]
 mod tests {
+    use super::{CpuSession, together};
+    use crate::backend::Session;
     use crate::cpu::CpuBackend;
     use crate::graph::plan::{Plan, lifetimes};
     use crate::graph::{Epilogue, Graph, Input, Op, Shape, Step, TensorId, Window};
@@ -401,5 +403,46 @@ mod tests {
         let without_residuals = |step: &Step| step.inputs.clone();
         let short = Plan::with_lifetimes(&graph, &lifetimes(&graph, without_residuals));
         assert!(run(&graph, short) != want);
+    }
+
+    /// Pixels and numbers in, two outputs; turns of as many rows as do and do not divide them.
+    #[test]
+    fn rows_that_take_turns_give_the_bits_of_all_together() {
+        let mut g = Graph::new("turns");
+        let pixels = g.input(Shape::Pixels { h: 6, w: 5 });
+        let added = g.input(Shape::Map { h: 6, w: 5, c: 3 });
+        let x = g.push(Op::Normalize { mean: [0.5; 3], std: [0.25; 3] }, &[pixels]).unwrap();
+        let op = conv(&mut g, x, 3, Some(added));
+        let all = g.tensor(Shape::Map { h: 6, w: 5, c: 6 });
+        let y = g.push_into(op, &[x], all, 0).unwrap();
+        let op = conv(&mut g, y, 3, None);
+        g.push_into(op, &[y], all, 3).unwrap();
+        let mean = g.push(Op::AdaptiveAvgPool { h: 1, w: 1 }, &[all]).unwrap();
+        g.output(all);
+        g.output(mean);
+        let graph = Arc::new(g);
+        let plan = Plan::new(&graph).unwrap();
+        let backend = CpuBackend::new(2, None).unwrap();
+        assert_eq!(together(&network(), &plan, backend.kernels, 2), usize::MAX, "it has a bag");
+        assert!(together(&graph, &plan, backend.kernels, 2) > 1000);
+        let input: Vec<u8> = (0..7 * 90).map(|i| (i * 11 % 251) as u8).collect();
+        let values: Vec<f32> = (0..7 * 90).map(|i| (i * 7 % 31) as f32 / 31.0 - 0.4).collect();
+        let run = |together: usize| {
+            let (algorithms, team) = (backend.algorithms(), backend.team.clone());
+            let mut session =
+                CpuSession::new(graph.clone(), plan.clone(), algorithms, team, 0).unwrap();
+            session.together = together;
+            session.reserve(7).unwrap();
+            let (mut a, mut b) = (vec![0f32; 7 * 180], vec![0f32; 7 * 6]);
+            let inputs = [Input::Pixels(&input), Input::Values(&values)];
+            session.run(7, &inputs, &mut [&mut a, &mut b]).unwrap();
+            (a.iter().chain(&b).map(|x| x.to_bits()).collect::<Vec<_>>(), session.arena.len())
+        };
+        let (want, all) = run(usize::MAX);
+        for some in [1, 3, 6, 7] {
+            let (got, room) = run(some);
+            assert!(got == want, "{some} at a time");
+            assert!(room <= all * some / 7 + 64, "{room} of {all} bytes for {some} of 7 rows");
+        }
     }
 }

@@ -21,7 +21,14 @@ pub(super) struct Team {
     helpers: Vec<Helper>,
     /// Held while the tasks of a step are under way.
     turn: Mutex<()>,
+    /// The next of each worker's own tasks.
+    next: Vec<Front>,
 }
+
+/// A counter on a cache line of its own, and the next, which processors fetch with it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Front(AtomicUsize);
 
 struct Helper {
     thread: JoinHandle<()>,
@@ -65,7 +72,9 @@ impl Team {
             return Err(Error::usage("the CPU backend needs at least one thread"));
         }
         let shared = Arc::new(Shared::default());
-        let mut team = Team { shared: shared.clone(), helpers: Vec::new(), turn: Mutex::new(()) };
+        let next = (0..threads).map(|_| Front::default()).collect();
+        let (helpers, turn) = (Vec::with_capacity(threads - 1), Mutex::new(()));
+        let mut team = Team { shared: shared.clone(), helpers, turn, next };
         for worker in 1..threads {
             let is_asleep = Arc::new(AtomicBool::new(false));
             let (shared, asleep) = (shared.clone(), is_asleep.clone());
@@ -84,27 +93,35 @@ impl Team {
 
     /// Calls `work(worker, task)` once for every task, `worker < threads`, and returns when all
     /// are done. A worker does one task at a time. A task must not call this again.
+    ///
+    /// Each worker begins with its share of the tasks in a row: what it wrote in one step it is likely
+    /// to read in the next, out of its own cache. Then it takes over those of others.
     pub fn each(&self, tasks: usize, work: impl Fn(usize, usize) + Sync) {
         let workers = self.threads().min(tasks);
         if workers <= 1 {
             return (0..tasks).for_each(|task| work(0, task));
         }
-        let next = AtomicUsize::new(0);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = |worker: usize| worker * tasks / workers;
+        for (worker, next) in self.next[..workers].iter().enumerate() {
+            next.0.store(share(worker), Ordering::Relaxed);
+        }
         self.work(workers, &|worker| {
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    break;
+            for owner in (worker..workers).chain(0..worker) {
+                loop {
+                    let task = self.next[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if task >= share(owner + 1) {
+                        break;
+                    }
+                    work(worker, task);
                 }
-                work(worker, task);
             }
         });
     }
 
     /// Calls `work` with each worker's number below `workers` at once, on threads of their own but
-    /// for the caller's. A panic of one is passed on when all have returned.
+    /// for the caller's, who has the turn. A panic of one is passed on when all have returned.
     fn work(&self, workers: usize, work: &(dyn Fn(usize) + Sync)) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: both are the same pointer. Only helpers that are counted in `busy` follow it, and
         // nothing below returns or unwinds before that count is 0 again.
