@@ -9,7 +9,7 @@ use histokern::backend::check::{Deviation, run_once};
 use histokern::backend::{Backend, Input, Precision};
 use histokern::cpu::{CpuBackend, Isa};
 use histokern::graph::reference::{self, Rounding};
-use histokern::graph::{Graph, Op, Shape};
+use histokern::graph::{Graph, Op, Shape, Step};
 use std::sync::Arc;
 
 fn available() -> Vec<Isa> {
@@ -73,7 +73,12 @@ fn general_numbers_agree_with_the_reference() {
         let got = run(&on, &case, Numbers::General, 0, case.rows);
         for (got, want) in got.iter().zip(&want) {
             let deviation = Deviation::between(got, want).unwrap();
-            let bound = if case.graph.steps.len() == 1 { 2e-6 } else { several };
+            let bound = match &case.graph.steps[..] {
+                // Its weights are rounded, too.
+                [Step { op: Op::Attention { .. }, .. }] if precision == Precision::Bf16 => 1e-4,
+                [_] => 2e-6,
+                _ => several,
+            };
             let bound = bound + 2.0 * on.product_error();
             assert!(deviation.within(bound), "{} in {precision}: {deviation}", case.name);
         }

@@ -1,12 +1,15 @@
 //! Attention: for each head of each row two products with a softmax between, through the tiles of
 //! all products. Keys and values of a head are packed once and stay in the cache while its queries
-//! pass by; logits stay in f32.
+//! pass by; logits and their softmax are f32, and in bf16 what comes of that is rounded to be
+//! multiplied with the values.
 
-use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
+use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS, Pairing};
 use super::layer::{Layer, Scratch, Site, weights};
 use super::matmul::{Columns, Panels};
 use super::memory::{Part, StoredMut, View};
+use crate::backend::Precision;
 use crate::graph::{Graph, ParamId, TensorId};
+use half::bf16;
 use std::ops::Range;
 
 /// Logits of a block of queries, in elements: they stay in the second-level cache.
@@ -50,14 +53,21 @@ impl Attention {
         }
     }
 
-    /// Elements of packed keys, packed values and the logits of a block.
+    /// f32 elements of packed keys, packed values and the logits of a block.
     fn sizes(&self) -> [usize; 3] {
         let columns = self.kernels.columns;
+        // A pair takes the room of an f32.
+        let depth = |n: usize| self.pairing().map_or(n, |how| how.pairs(n));
         [
-            self.tokens.next_multiple_of(columns) * self.width,
-            self.width.next_multiple_of(columns) * self.tokens,
+            self.tokens.next_multiple_of(columns) * depth(self.width),
+            self.width.next_multiple_of(columns) * depth(self.tokens),
             self.tokens * self.rows,
         ]
+    }
+
+    /// How keys and values are multiplied as pairs of bf16, if they are.
+    fn pairing(&self) -> Option<Pairing> {
+        self.kernels.pairs.filter(|_| self.kernels.precision == Precision::Bf16)
     }
 
     /// Packs the keys `[T, d]` of a head, each a column.
@@ -77,6 +87,29 @@ impl Attention {
         }
     }
 
+    /// As [`Attention::pack_keys`], in pairs.
+    fn pack_key_pairs(
+        &self,
+        how: Pairing,
+        x: &View,
+        first: usize,
+        channels: Range<usize>,
+        to: &mut [[bf16; 2]],
+    ) {
+        let (columns, depth) = (self.kernels.columns, how.pairs(self.width));
+        to[self.tokens / columns * columns * depth..].fill([bf16::ZERO; 2]);
+        for (token, position) in (first..first + self.tokens).enumerate() {
+            let panel = &mut to[token / columns * columns * depth..];
+            let key: &[bf16] = x.at(position, channels.clone()).of();
+            let (whole, last) = key.as_chunks::<2>();
+            let column = panel[token % columns..].iter_mut().step_by(columns).take(depth);
+            let odd = last.first().map(|&k| [k, bf16::ZERO]);
+            let zeros = std::iter::repeat([bf16::ZERO; 2]);
+            let pairs = whole.iter().copied().chain(odd).chain(zeros);
+            column.zip(pairs).for_each(|(to, pair)| *to = pair);
+        }
+    }
+
     /// Packs the values `[T, d]` of a head, each a row.
     fn pack_values(&self, x: &View, first: usize, channels: Range<usize>, to: &mut [f32]) {
         let columns = self.kernels.columns;
@@ -92,6 +125,62 @@ impl Attention {
         }
     }
 
+    /// As [`Attention::pack_values`], two tokens to a row of pairs.
+    fn pack_value_pairs(
+        &self,
+        how: Pairing,
+        x: &View,
+        first: usize,
+        channels: Range<usize>,
+        to: &mut [[bf16; 2]],
+    ) {
+        let (columns, depth) = (self.kernels.columns, how.pairs(self.tokens));
+        for (panel, start) in
+            to.chunks_exact_mut(columns * depth).zip(channels.clone().step_by(columns))
+        {
+            let from = start..(start + columns).min(channels.end);
+            let row_of = |token: usize| -> &[bf16] { x.at(first + token, from.clone()).of() };
+            for (pair, row) in panel.chunks_exact_mut(columns).enumerate() {
+                let (row, rest) = row.split_at_mut(from.len());
+                rest.fill([bf16::ZERO; 2]);
+                if 2 * pair >= self.tokens {
+                    row.fill([bf16::ZERO; 2]);
+                    continue;
+                }
+                let (even, token) = (row_of(2 * pair), 2 * pair + 1);
+                if token < self.tokens {
+                    let both = even.iter().zip(row_of(token));
+                    row.iter_mut().zip(both).for_each(|(to, (&a, &b))| *to = [a, b]);
+                } else {
+                    row.iter_mut().zip(even).for_each(|(to, &a)| *to = [a, bf16::ZERO]);
+                }
+            }
+        }
+    }
+
+    /// The keys and values of a head as right-hand sides.
+    fn pack<'a>(
+        &self,
+        x: &View,
+        first: usize,
+        [key, value]: [Range<usize>; 2],
+        [keys, values]: [&'a mut [f32]; 2],
+    ) -> [Panels<'a>; 2] {
+        let panels = |data, depth| Panels { kernels: self.kernels, data, depth };
+        if let Some(how) = self.pairing() {
+            let keys: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(keys);
+            let values: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(values);
+            self.pack_key_pairs(how, x, first, key, keys);
+            self.pack_value_pairs(how, x, first, value, values);
+            let (keys, values) = (Columns::Pairs(how, keys), Columns::Pairs(how, values));
+            return [panels(keys, self.width), panels(values, self.tokens)];
+        }
+        self.pack_keys(x, first, key, keys);
+        self.pack_values(x, first, value, values);
+        let (keys, values) = (Columns::Singles(keys), Columns::Singles(values));
+        [panels(keys, self.width), panels(values, self.tokens)]
+    }
+
     /// Some queries of one head of one row.
     fn head(&self, x: &View, part: &mut Part<'_>, scratch: &mut Scratch) {
         let (width, tokens, all) = (self.width, self.tokens, self.width * self.heads);
@@ -104,11 +193,7 @@ impl Attention {
         let [k, v, l] = self.sizes();
         let (keys, rest) = scratch.hidden[..k + v + l].split_at_mut(k);
         let (values, logits) = rest.split_at_mut(v);
-        self.pack_keys(x, first, side(2), keys);
-        self.pack_values(x, first, side(1), values);
-        let keys = Panels { kernels: self.kernels, data: Columns::Singles(keys), depth: width };
-        let values =
-            Panels { kernels: self.kernels, data: Columns::Singles(values), depth: tokens };
+        let [keys, values] = self.pack(x, first, [side(2), side(1)], [keys, values]);
         let block = &mut scratch.block;
         let (scale, mut totals) = ((1.0 / (width as f64).sqrt()) as f32, [0f32; MAX_ROWS]);
         for start in part.positions.clone().step_by(self.rows) {
@@ -125,7 +210,7 @@ impl Attention {
                 }
             };
             for columns in blocks(0..tokens) {
-                keys.multiply(block, rows, columns.clone(), query);
+                keys.multiply(block, rows, columns.clone(), query, |_, _| {});
                 for (i, logits) in logits.chunks_exact_mut(tokens).take(rows).enumerate() {
                     logits[columns.clone()].copy_from_slice(block.row(i, columns.len()));
                 }
@@ -134,9 +219,10 @@ impl Attention {
                 *total = (1.0 / self.kernels.exponentials(logits, scale)) as f32;
             }
             for columns in blocks(0..width) {
-                values.multiply(block, rows, columns.clone(), |i, depths, to| {
+                let weights = |i: usize, depths: Range<usize>, to: StoredMut<'_>| {
                     self.kernels.narrow(&logits[i * tokens..][depths], to)
-                });
+                };
+                values.multiply(block, rows, columns.clone(), weights, |_, _| {});
                 for (i, total) in totals[..rows].iter().enumerate() {
                     let sums = block.row(i, columns.len());
                     sums.iter_mut().for_each(|s| *s *= total);

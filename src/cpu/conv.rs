@@ -2,12 +2,14 @@
 //! its taps gathered straight from the input, zeros where the window hangs over the edge.
 
 use super::epilogue::Finish;
-use super::kernels::{Kernels, MAX_DEPTH, MAX_ROWS};
-use super::layer::{Layer, Site, halves, numbers, vector};
-use super::matmul::Weights;
-use super::memory::{StoredMut, View};
+use super::kernels::{Kernels, MAX_ROWS};
+use super::layer::{Layer, Scratch, Site, halves, numbers, vector};
+use super::matmul::{Block, Weights};
+use super::memory::{Part, Stored, StoredMut, View};
 use super::strips::Strips;
+use crate::backend::Precision;
 use crate::graph::{Act, Epilogue, Graph, Op, ParamId, Shape, Step, Window};
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// A convolution; a linear layer is one of a `1 x 1` kernel over `1 x 1` maps.
@@ -69,29 +71,53 @@ impl Conv {
 
     /// Writes what one output position multiplies with the weights, for a part of the reduction.
     fn gather(&self, x: &View, place: Place, depths: Range<usize>, to: StoredMut<'_>) {
-        let Some([scale, bias]) = &self.before else {
-            return self.taps.gather(self.kernels, x, place, depths, to);
-        };
-        let (scale, bias) = (&scale[depths.clone()], &bias[depths.clone()]);
-        self.computed(to, |values| {
-            let to = StoredMut::F32(&mut *values);
-            self.taps.gather(self.kernels, x, place, depths.clone(), to);
-            self.kernels.finish(values, &Finish { scale, bias, residual: None, act: Act::Relu });
-            self.kernels.round(values);
-        });
-    }
-
-    /// Has f32 numbers written and leaves them as they are multiplied.
-    fn computed(&self, to: StoredMut<'_>, write: impl FnOnce(&mut [f32])) {
-        match to {
-            StoredMut::F32(to) => write(to),
-            to => {
-                let mut values = [0.0; 2 * MAX_DEPTH];
-                let values = &mut values[..to.len()];
-                write(values);
-                self.kernels.narrow(values, to);
+        match &self.before {
+            None => self.taps.gather(self.kernels, x, place, depths, to),
+            Some([scale, bias]) => {
+                let with = [&scale[depths.clone()], &bias[depths.clone()]];
+                let position = place.image + place.p * self.taps.input[1] + place.q;
+                self.kernels.activate(x.at(position, depths), with, to)
             }
         }
+    }
+
+    /// Multiplies the rows of a block and finishes their sums: each panel at once where that is done in
+    /// registers, else all together, for long rows.
+    fn multiply(
+        &self,
+        site: &Site<'_>,
+        part: &mut Part<'_>,
+        block: &mut Block,
+        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+    ) {
+        let (all, positions) = (part.channels.clone(), part.positions.clone());
+        let mut finish = |columns: Range<usize>, sums: &mut [f32]| {
+            let with = self.after.finish(&columns, None);
+            part.finish(positions.clone(), columns, sums, with, site.residual.as_ref());
+        };
+        if matches!(self.after.act, Act::None | Act::Relu) {
+            self.weights.multiply_each(block, positions.len(), all, pack, finish);
+        } else {
+            self.weights.multiply(block, positions.len(), all.clone(), pack);
+            finish(all, block.sums());
+        }
+    }
+
+    /// As [`Conv::multiply`], the rows from strips of numbers as they are multiplied, which `take`
+    /// makes of stored ones.
+    fn multiply_strips<T: bytemuck::Pod>(
+        &self,
+        strips: &Strips,
+        site: &Site<'_>,
+        part: &mut Part<'_>,
+        scratch: &mut Scratch,
+        take: impl Fn(Stored<'_>, &mut [T]),
+    ) {
+        let Scratch { block, hidden } = scratch;
+        let lines: &mut [T] = bytemuck::cast_slice_mut(hidden);
+        let lines = &mut lines[..strips.len()];
+        let starts = strips.fill(&site.inputs[0], part.positions.clone(), lines, take);
+        self.multiply(site, part, block, |row, _, to| strips.gather(lines, starts[row], to.of()));
     }
 }
 
@@ -108,23 +134,27 @@ impl Layer for Conv {
     fn run(&self, site: &Site<'_>) {
         let x = site.inputs[0];
         let sizes = self.weights.blocks(site.sink.positions(), site.on.team.threads());
-        site.sink.fill(&site.on, sizes, |part, scratch| {
-            let (columns, positions) = (part.channels.clone(), part.positions.clone());
-            let (block, rows) = (&mut scratch.block, positions.len());
-            if let Some(strips) = self.strips.as_ref().filter(|_| x.is_dense()) {
-                let lines = &mut scratch.hidden[..strips.len()];
-                let starts = strips.fill(self.kernels, &x, positions.clone(), lines);
-                self.weights.multiply(block, rows, columns.clone(), |row, _, to| {
-                    self.computed(to, |to| strips.gather(lines, starts[row], to))
-                });
-            } else {
-                let places = self.taps.places(positions.clone());
-                self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
+        let strips = self.strips.as_ref().filter(|_| x.is_dense());
+        let precision = self.kernels.pairs.map(|_| self.kernels.precision);
+        site.sink.fill(&site.on, sizes, |part, scratch| match (strips, precision) {
+            (Some(strips), Some(Precision::Bf16)) => {
+                let take = |from: Stored<'_>, to: &mut [bf16]| to.copy_from_slice(from.of());
+                self.multiply_strips(strips, site, part, scratch, take);
+            }
+            (Some(strips), Some(Precision::F16)) => {
+                let take = |from: Stored<'_>, to: &mut [f16]| to.copy_from_slice(from.of());
+                self.multiply_strips(strips, site, part, scratch, take);
+            }
+            (Some(strips), _) => {
+                let take = |from: Stored<'_>, to: &mut [f32]| self.kernels.widen(from, to);
+                self.multiply_strips(strips, site, part, scratch, take);
+            }
+            (None, _) => {
+                let places = self.taps.places(part.positions.clone());
+                self.multiply(site, part, &mut scratch.block, |row, depths, to| {
                     self.gather(&x, places[row], depths, to)
                 });
             }
-            let with = self.after.finish(&columns, None);
-            part.finish(positions, columns, block.sums(), with, site.residual.as_ref());
         });
     }
 }

@@ -193,6 +193,7 @@ pub(super) struct Kernels {
     narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
     finish: unsafe fn(&mut [f32], &Finish<'_>),
     emit: unsafe fn(Finished<'_>),
+    activate: unsafe fn(Stored<'_>, [&[f32]; 2], StoredMut<'_>),
     normalize: unsafe fn(&mut [f32], &Norm<'_>),
     exponentials: unsafe fn(&mut [f32], f32) -> f64,
 }
@@ -371,6 +372,13 @@ impl Kernels {
         unsafe { (self.emit)(sums) }
     }
 
+    /// `relu(fma(x, scale, bias))` of stored numbers, rounded as they are stored, to where it is
+    /// multiplied.
+    pub fn activate(&self, from: Stored<'_>, with: [&[f32]; 2], to: StoredMut<'_>) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.activate)(from, with, to) }
+    }
+
     /// Normalises a group of channels in place: see [`vector::normalize`].
     pub fn normalize(&self, values: &mut [f32], with: &Norm<'_>) {
         // SAFETY: the processor has the instruction set (see the module).
@@ -509,6 +517,7 @@ const AVX512_BASE: Kernels = Kernels {
     narrow: vector::x86::narrow_avx512,
     finish: finish_avx512,
     emit: epilogue::emit_avx512,
+    activate: epilogue::activate_avx512,
     normalize: normalize_avx512,
     exponentials: exponentials_avx512,
 };
@@ -528,6 +537,7 @@ const AVX512_BF16_BASE: Kernels = Kernels {
     ],
     narrow_bf16: pairs::x86::narrow,
     emit: epilogue::emit_avx512_bf16,
+    activate: epilogue::activate_avx512_bf16,
     ..AVX512_BASE
 };
 
@@ -575,6 +585,7 @@ const AVX2_BASE: Kernels = Kernels {
     narrow: vector::x86::narrow_avx2,
     finish: finish_avx2,
     emit: epilogue::emit_avx2,
+    activate: epilogue::activate_avx2,
     normalize: normalize_avx2,
     exponentials: exponentials_avx2,
 };
@@ -605,6 +616,7 @@ const NEON_BASE: Kernels = Kernels {
     narrow: narrow_half,
     finish: finish_neon,
     emit: epilogue::emit_neon,
+    activate: epilogue::activate_neon,
     normalize: normalize_neon,
     exponentials: exponentials_neon,
 };
@@ -624,6 +636,7 @@ const PORTABLE_BASE: Kernels = Kernels {
     narrow: narrow_half,
     finish: epilogue::finish,
     emit: epilogue::emit_portable,
+    activate: epilogue::activate_portable,
     normalize: vector::normalize,
     exponentials: vector::exponentials,
 };

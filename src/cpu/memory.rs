@@ -87,15 +87,15 @@ pub(super) enum StoredMut<'a> {
 impl<'a> Stored<'a> {
     /// The numbers of a session that stores them as `T`.
     pub fn of<T: bytemuck::Pod>(self) -> &'a [T] {
-        match self {
-            Stored::F16(v) if TypeId::of::<T>() == TypeId::of::<f16>() => bytemuck::cast_slice(v),
-            Stored::Bf16(v) if TypeId::of::<T>() == TypeId::of::<bf16>() => bytemuck::cast_slice(v),
-            Stored::F32(v) if TypeId::of::<T>() == TypeId::of::<f32>() => bytemuck::cast_slice(v),
+        match (self, stored_as::<T>()) {
+            (Stored::F16(v), Some(Precision::F16)) => bytemuck::cast_slice(v),
+            (Stored::Bf16(v), Some(Precision::Bf16)) => bytemuck::cast_slice(v),
+            (Stored::F32(v), Some(Precision::F32)) => bytemuck::cast_slice(v),
             _ => unreachable!("one session stores all its activations in one way"),
         }
     }
 
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match self {
             Stored::F16(v) => v.len(),
             Stored::Bf16(v) => v.len(),
@@ -107,7 +107,6 @@ impl<'a> Stored<'a> {
 impl<'a> Stored<'a> {
     /// Some of the numbers.
     #[inline]
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
     pub fn part(self, range: Range<usize>) -> Stored<'a> {
         match self {
             Stored::F16(v) => Stored::F16(&v[range]),
@@ -118,9 +117,18 @@ impl<'a> Stored<'a> {
 }
 
 impl<'a> StoredMut<'a> {
+    /// Room for numbers that are multiplied as `T`.
+    pub fn of<T: bytemuck::Pod>(self) -> &'a mut [T] {
+        match (self, stored_as::<T>()) {
+            (StoredMut::F16(v), Some(Precision::F16)) => bytemuck::cast_slice_mut(v),
+            (StoredMut::Bf16(v), Some(Precision::Bf16)) => bytemuck::cast_slice_mut(v),
+            (StoredMut::F32(v), Some(Precision::F32)) => bytemuck::cast_slice_mut(v),
+            _ => unreachable!("one layer multiplies all its numbers in one way"),
+        }
+    }
+
     /// Room for some of the numbers.
     #[inline]
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
     pub fn part(&mut self, range: Range<usize>) -> StoredMut<'_> {
         match self {
             StoredMut::F16(v) => StoredMut::F16(&mut v[range]),
@@ -194,6 +202,78 @@ impl RowsMut<'_> {
         // SAFETY: inside a rectangle that `Part::finish` found to be its own.
         unsafe { self.sink.room(position, self.channels.start, self.channels.len()) }
     }
+
+    /// All of them as numbers of a kind; `None` where nothing is stored, or numbers of another kind.
+    #[inline]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
+    pub fn of<T: bytemuck::Pod>(&mut self) -> Option<GridMut<'_, T>> {
+        let (base, pitch) = self.sink.stored?;
+        let start = self.positions.start * pitch + self.channels.start;
+        (stored_as::<T>() == Some(self.sink.precision)).then(|| GridMut {
+            base: base.cast::<T>().wrapping_add(start),
+            pitch,
+            rows: self.positions.len(),
+            columns: self.channels.len(),
+            kind: PhantomData,
+        })
+    }
+}
+
+/// The precision in which a kind of numbers is stored.
+#[inline]
+fn stored_as<T: 'static>() -> Option<Precision> {
+    let kind = TypeId::of::<T>();
+    [
+        (TypeId::of::<f16>(), Precision::F16),
+        (TypeId::of::<bf16>(), Precision::Bf16),
+        (TypeId::of::<f32>(), Precision::F32),
+    ]
+    .into_iter()
+    .find_map(|(of, precision)| (of == kind).then_some(precision))
+}
+
+/// Asks for a cache line that will be read or written soon, which any address allows.
+#[inline(always)]
+fn fetch<const WRITE: bool, T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, without effect on memory.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        match WRITE {
+            true => _mm_prefetch::<_MM_HINT_ET0>(from.cast()),
+            false => _mm_prefetch::<_MM_HINT_T0>(from.cast()),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
+/// Rows of numbers of one kind, to write.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
+pub(super) struct GridMut<'a, T> {
+    base: *mut T,
+    pitch: usize,
+    rows: usize,
+    columns: usize,
+    kind: PhantomData<&'a mut T>,
+}
+
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
+impl<T> GridMut<'_, T> {
+    /// The numbers of a row.
+    #[inline(always)]
+    pub fn row(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.rows);
+        // SAFETY: inside a rectangle that `Part::finish` found to be its own; the rest is the promise
+        // of `Sink::new`.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(row * self.pitch), self.columns) }
+    }
+
+    /// Has the cache fetch what lies at a column of a row, or beyond its last column.
+    #[inline(always)]
+    pub fn expect(&self, row: usize, column: usize) {
+        fetch::<true, T>(self.base.wrapping_add(row * self.pitch + column));
+    }
 }
 
 /// The same channels of consecutive positions, to read.
@@ -208,6 +288,48 @@ impl Rows<'_> {
     #[inline]
     pub fn row(&self, row: usize) -> Stored<'_> {
         self.view.at(self.first + row, self.channels.clone())
+    }
+
+    /// The first `rows` of them as numbers of a kind; `None` where they are of another kind.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
+    pub fn of<T: bytemuck::Pod>(&self, rows: usize) -> Option<Grid<'_, T>> {
+        let (view, columns) = (self.view, self.channels.len());
+        assert!(self.first + rows <= view.positions && self.channels.end <= view.channels);
+        let start = self.first * view.pitch + self.channels.start;
+        (stored_as::<T>() == Some(view.precision)).then(|| Grid {
+            base: view.base.cast::<T>().wrapping_add(start),
+            pitch: view.pitch,
+            rows,
+            columns,
+            kind: PhantomData,
+        })
+    }
+}
+
+/// Rows of numbers of one kind, to read.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
+pub(super) struct Grid<'a, T> {
+    base: *const T,
+    pitch: usize,
+    rows: usize,
+    columns: usize,
+    kind: PhantomData<&'a T>,
+}
+
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
+impl<T> Grid<'_, T> {
+    /// The numbers of a row.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &[T] {
+        assert!(row < self.rows);
+        // SAFETY: inside the view, as `Rows::of` found; the rest is the promise of `View::new`.
+        unsafe { std::slice::from_raw_parts(self.base.add(row * self.pitch), self.columns) }
+    }
+
+    /// As [`GridMut::expect`].
+    #[inline(always)]
+    pub fn expect(&self, row: usize, column: usize) {
+        fetch::<false, T>(self.base.wrapping_add(row * self.pitch + column));
     }
 }
 

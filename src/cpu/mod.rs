@@ -18,7 +18,8 @@
 //! alone the last bits of f32 sums are others. Elsewhere in bf16 the links of a pair of neighbours take place in the order and with the rounding of the
 //! instruction `vdpbf16ps`, which `pairs` also computes without it.
 //!
-//! Attention is two such products with a softmax between, in every precision all of it in f32:
+//! Attention is two such products with a softmax between, which is f32 in every precision; in bf16
+//! `p` is rounded where it is multiplied, not where it is summed:
 //!
 //! ```text
 //! l[j] = q . k[j];  p[j] = exp((l[j] - max l) / sqrt(d));  y = (p . v) * (1 / sum p)

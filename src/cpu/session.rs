@@ -24,6 +24,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+/// Bytes of activations of the rows that go through a network together: they stay in the third-level
+/// cache from one step to the next.
+const TOGETHER: usize = 8 << 20;
+
 /// A graph on the CPU.
 pub(super) struct CpuSession {
     graph: Arc<Graph>,
@@ -37,6 +41,8 @@ pub(super) struct CpuSession {
     arena: Aligned<u8>,
     bags: Aligned<u8>,
     max_rows: usize,
+    /// The most rows that go through the network together.
+    together: usize,
 }
 
 impl CpuSession {
@@ -64,6 +70,7 @@ impl CpuSession {
             arena: Aligned::empty(),
             bags: Aligned::empty(),
             max_rows: 0,
+            together: together(&graph, &plan, kernels, team.threads()),
             graph,
             plan,
             layers,
@@ -76,14 +83,27 @@ impl CpuSession {
     }
 }
 
-/// The tensors of one run.
+/// How many rows go through a network together: all where an op is defined over the whole run, else as
+/// many as the cache holds and as keep every thread busy.
+fn together(graph: &Graph, plan: &Plan, kernels: &Kernels, threads: usize) -> usize {
+    let is_of_run = |step: &Step| matches!(step.op, Op::BatchNorm { .. });
+    if graph.steps.iter().any(is_of_run) || graph.tensors.iter().any(|t| t.shape.is_bag()) {
+        return usize::MAX;
+    }
+    let row = plan.row_elements.saturating_mul(kernels.precision.bytes()).max(1);
+    (TOGETHER / row).max(2 * threads)
+}
+
+/// The tensors of some rows of a run.
 struct Frame<'a> {
     session: &'a CpuSession,
+    /// The first of the rows, and their number.
+    first: usize,
     rows: usize,
     /// The arena of rows and the arena of bags.
     bases: [*mut u8; 2],
-    /// Graph outputs, in order.
-    returned: Vec<*mut f32>,
+    /// Graph outputs of all rows, in order.
+    returned: &'a [*mut f32],
 }
 
 impl Frame<'_> {
@@ -111,11 +131,12 @@ impl Frame<'_> {
     fn sink(&self, id: TensorId) -> Sink {
         let graph = &self.session.graph;
         let (root, channels) = extent(graph, id);
-        let returned = graph.outputs.iter().zip(&self.returned).find_map(|(&output, &base)| {
+        let returned = graph.outputs.iter().zip(self.returned).find_map(|(&output, &base)| {
             let (of, range) = extent(graph, output);
             let inside = of == root && range.start <= channels.start && channels.end <= range.end;
+            let start = self.first * graph.shape(output).len() + channels.start - range.start;
             // SAFETY: `check_run` saw that an output holds all channels of its positions.
-            inside.then(|| (unsafe { base.add(channels.start - range.start) }, range.len()))
+            inside.then(|| (unsafe { base.add(start) }, range.len()))
         });
         // SAFETY: both destinations are inside memory that the run borrows exclusively. Steps run
         // one after another, a step does not read what it overwrites, and the plan keeps apart
@@ -124,6 +145,13 @@ impl Frame<'_> {
             let precision = self.session.kernels.precision;
             Sink::new([self.positions(id), channels.len()], precision, self.locate(id), returned)
         }
+    }
+
+    /// What a whole run is given, cut to these rows.
+    fn cut<'b, T>(&self, id: TensorId, all: &'b [T]) -> &'b [T] {
+        let shape = self.session.graph.shape(id);
+        let rows = if shape.is_bag() { 0..1 } else { self.first..self.first + self.rows };
+        &all[rows.start * shape.len()..rows.end * shape.len()]
     }
 
     /// A tensor to read.
@@ -204,7 +232,7 @@ impl Session for CpuSession {
             return Ok(());
         }
         let what = || format!("{}: {rows} rows", self.graph.name);
-        let activations = self.plan.row_elements.checked_mul(rows);
+        let activations = self.plan.row_elements.checked_mul(rows.min(self.together));
         let bytes = activations.and_then(|n| n.checked_mul(self.kernels.precision.bytes()));
         let weights = self.row_scratch_len.checked_mul(rows);
         let row_scratch = self.row_scratch.get_mut().unwrap_or_else(|p| p.into_inner());
@@ -261,16 +289,27 @@ impl CpuSession {
         if rows == 0 {
             return Ok(());
         }
-        let frame = Frame {
-            rows,
-            bases: [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()],
-            returned: outputs.iter_mut().map(|o| o.as_mut_ptr()).collect(),
-            session: self,
-        };
+        let returned: Vec<*mut f32> = outputs.iter_mut().map(|o| o.as_mut_ptr()).collect();
+        let bases = [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()];
+        for first in (0..rows).step_by(self.together.min(rows)) {
+            let rows = self.together.min(rows - first);
+            let frame = Frame { first, rows, bases, returned: &returned, session: self };
+            self.execute_rows(&frame, inputs, seconds.as_deref_mut())?;
+        }
+        Ok(())
+    }
+
+    /// As [`CpuSession::execute`] for some rows.
+    fn execute_rows(
+        &self,
+        frame: &Frame<'_>,
+        inputs: &[Input<'_>],
+        mut seconds: Option<&mut [f64]>,
+    ) -> Result<()> {
         let on = Machine { kernels: self.kernels, team: &self.team, scratch: &self.scratch };
         for (&id, input) in self.graph.inputs.iter().zip(inputs) {
             let Some(values) = input.values()? else { continue };
-            let c = self.graph.shape(id).channels();
+            let (c, values) = (self.graph.shape(id).channels(), frame.cut(id, &values));
             frame.sink(id).fill(&on, [4096, c], |part, _| {
                 let Range { start, end } = part.positions;
                 part.put_positions(start, &values[start * c..end * c]);
@@ -280,7 +319,7 @@ impl CpuSession {
             let start = seconds.is_some().then(Instant::now);
             let given = self.graph.inputs.iter().position(|&i| i == step.inputs[0]);
             let pixels = match given.map(|i| inputs[i]) {
-                Some(Input::Pixels(pixels)) => pixels,
+                Some(Input::Pixels(pixels)) => frame.cut(step.inputs[0], pixels),
                 _ => &[],
             };
             let first = frame.view(step.inputs[0]).unwrap_or(View::EMPTY);
@@ -304,6 +343,8 @@ impl CpuSession {
 
 #[cfg(test)]
 mod tests {
+    use super::{CpuSession, together};
+    use crate::backend::Session;
     use crate::cpu::CpuBackend;
     use crate::graph::plan::{Plan, lifetimes};
     use crate::graph::{Epilogue, Graph, Input, Op, Shape, Step, TensorId, Window};
@@ -367,5 +408,46 @@ mod tests {
         let without_residuals = |step: &Step| step.inputs.clone();
         let short = Plan::with_lifetimes(&graph, &lifetimes(&graph, without_residuals));
         assert!(run(&graph, short) != want);
+    }
+
+    /// Pixels and numbers in, two outputs; turns of as many rows as do and do not divide them.
+    #[test]
+    fn rows_that_take_turns_give_the_bits_of_all_together() {
+        let mut g = Graph::new("turns");
+        let pixels = g.input(Shape::Pixels { h: 6, w: 5 });
+        let added = g.input(Shape::Map { h: 6, w: 5, c: 3 });
+        let x = g.push(Op::Normalize { mean: [0.5; 3], std: [0.25; 3] }, &[pixels]).unwrap();
+        let op = conv(&mut g, x, 3, Some(added));
+        let all = g.tensor(Shape::Map { h: 6, w: 5, c: 6 });
+        let y = g.push_into(op, &[x], all, 0).unwrap();
+        let op = conv(&mut g, y, 3, None);
+        g.push_into(op, &[y], all, 3).unwrap();
+        let mean = g.push(Op::AdaptiveAvgPool { h: 1, w: 1 }, &[all]).unwrap();
+        g.output(all);
+        g.output(mean);
+        let graph = Arc::new(g);
+        let plan = Plan::new(&graph).unwrap();
+        let backend = CpuBackend::new(2, None).unwrap();
+        assert_eq!(together(&network(), &plan, backend.kernels, 2), usize::MAX, "it has a bag");
+        assert!(together(&graph, &plan, backend.kernels, 2) > 1000);
+        let input: Vec<u8> = (0..7 * 90).map(|i| (i * 11 % 251) as u8).collect();
+        let values: Vec<f32> = (0..7 * 90).map(|i| (i * 7 % 31) as f32 / 31.0 - 0.4).collect();
+        let run = |together: usize| {
+            let (algorithms, team) = (backend.algorithms(), backend.team.clone());
+            let mut session =
+                CpuSession::new(graph.clone(), plan.clone(), algorithms, team, 0).unwrap();
+            session.together = together;
+            session.reserve(7).unwrap();
+            let (mut a, mut b) = (vec![0f32; 7 * 180], vec![0f32; 7 * 6]);
+            let inputs = [Input::Pixels(&input), Input::Values(&values)];
+            session.run(7, &inputs, &mut [&mut a, &mut b]).unwrap();
+            (a.iter().chain(&b).map(|x| x.to_bits()).collect::<Vec<_>>(), session.arena.len())
+        };
+        let (want, all) = run(usize::MAX);
+        for some in [1, 3, 6, 7] {
+            let (got, room) = run(some);
+            assert!(got == want, "{some} at a time");
+            assert!(room <= all * some / 7 + 64, "{room} of {all} bytes for {some} of 7 rows");
+        }
     }
 }

@@ -1,8 +1,9 @@
-//! Windows over maps of few channels: the lines under a block of output positions are widened
-//! once, zeros beyond the edges included, and each position copies its taps from there.
+//! Windows over maps of few channels: the lines under a block of output positions are laid out
+//! once as they are multiplied, zeros beyond the edges included, and each position copies its taps
+//! from there.
 
-use super::kernels::{Kernels, MAX_DEPTH, MAX_ROWS};
-use super::memory::View;
+use super::kernels::{MAX_DEPTH, MAX_ROWS};
+use super::memory::{Stored, View};
 use crate::graph::Window;
 use std::ops::Range;
 
@@ -43,14 +44,14 @@ impl Strips {
         lines * self.window.kernel[0] * self.pitch
     }
 
-    /// Fills the strips of a block of output positions of a dense input; returns where the taps of
-    /// each of these positions start.
-    pub fn fill(
+    /// Fills the strips of a block of output positions of a dense input by `take`; returns where the
+    /// taps of each of these positions start.
+    pub fn fill<T: bytemuck::Zeroable + Copy>(
         &self,
-        kernels: &Kernels,
         x: &View,
         positions: Range<usize>,
-        to: &mut [f32],
+        to: &mut [T],
+        take: impl Fn(Stored<'_>, &mut [T]),
     ) -> [usize; MAX_ROWS] {
         let (mut starts, mut lines) = ([0; MAX_ROWS], 0);
         let ([h, w], c, columns) = (self.input, self.channels, self.output[1]);
@@ -70,11 +71,11 @@ impl Strips {
                 let inside = pad[1].saturating_sub(left).min(count)..on_map.min(count);
                 let (before, rest) = strip[..count * c].split_at_mut(inside.start * c);
                 let (middle, after) = rest.split_at_mut(inside.len() * c);
-                before.fill(0.0);
-                after.fill(0.0);
+                before.fill(T::zeroed());
+                after.fill(T::zeroed());
                 if !middle.is_empty() {
                     let position = (image * h + y) * w + left + inside.start - pad[1];
-                    kernels.widen(x.at(position, 0..middle.len()), middle);
+                    take(x.at(position, 0..middle.len()), middle);
                 }
             }
             let of_line = &mut starts[start - positions.start..end - positions.start];
@@ -87,7 +88,7 @@ impl Strips {
     }
 
     /// Writes the taps of the position that starts there, in order (r, s, c).
-    pub fn gather(&self, strips: &[f32], start: usize, to: &mut [f32]) {
+    pub fn gather<T: Copy>(&self, strips: &[T], start: usize, to: &mut [T]) {
         let run = self.window.kernel[1] * self.channels;
         for (r, to) in to.chunks_exact_mut(run).enumerate() {
             let start = start + r * self.pitch;
@@ -98,7 +99,7 @@ impl Strips {
 
 /// A copy of few elements in whole registers, the last of which overlaps the one before.
 #[inline]
-fn copy(from: &[f32], to: &mut [f32]) {
+fn copy<T: Copy>(from: &[T], to: &mut [T]) {
     const WHOLE: usize = 8;
     let (Some(from_last), Some(to_last)) = (from.last_chunk::<WHOLE>(), to.last_chunk_mut()) else {
         return to.copy_from_slice(from);

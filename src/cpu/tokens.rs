@@ -6,7 +6,7 @@ use super::vector::Norm;
 use crate::graph::{Graph, ParamId, Shape};
 
 /// Positions to a task.
-const POSITIONS: usize = 64;
+const POSITIONS: usize = 16;
 /// Channels handled at a time.
 const CHANNELS: usize = 256;
 

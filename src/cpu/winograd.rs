@@ -27,8 +27,12 @@ use std::ops::Range;
 const MIN_CHANNELS: usize = 32;
 /// Lines and columns of a map below which most of a tile is beyond it, or too few tiles share a weight.
 const MIN_SIDE: usize = 7;
-/// The same in bf16, where a processor that multiplies pairs has the definition in half the time.
-const MIN_SIDE_BF16: usize = 14;
+/// The same in bf16, where a processor that multiplies pairs has the definition in half the time; and
+/// with more weights than a second-level cache holds, which the definition has in an eighth of the
+/// bytes.
+const MIN_SIDE_BF16: [usize; 2] = [14, 16];
+/// The products of channels in and out from which on those are more weights than that.
+const MANY_WEIGHTS: usize = 128 * 64;
 /// The channels of a position beyond the edge.
 static ZEROS: [u16; MAX_DEPTH] = [0; MAX_DEPTH];
 
@@ -51,7 +55,7 @@ pub(super) fn layer(
     let square = kernel == [3, 3] && stride == [1, 1] && dilation == [1, 1];
     let wide = c >= MIN_CHANNELS && k >= MIN_CHANNELS;
     let side = match kernels.precision {
-        Precision::Bf16 => MIN_SIDE_BF16,
+        Precision::Bf16 => MIN_SIDE_BF16[usize::from(c * k >= MANY_WEIGHTS)],
         _ => MIN_SIDE,
     };
     if !is_used_by(kernels) || !square || !wide || p.min(q) < side {
@@ -517,8 +521,8 @@ mod tests {
 
     fn cases_and_precisions() -> Vec<(Graph, Precision)> {
         let mut all: Vec<_> = cases().into_iter().map(|g| (g, Precision::F16)).collect();
-        all.push((full([14, 15, 33, 35], 1, Act::Relu), Precision::Bf16));
-        all.push((plain([17, 14, 270, 40], 1), Precision::Bf16));
+        all.push((full([16, 18, 33, 35], 1, Act::Relu), Precision::Bf16));
+        all.push((plain([17, 16, 270, 40], 1), Precision::Bf16));
         all
     }
 
@@ -592,6 +596,12 @@ mod tests {
             let backend = on(1, widest(), precision);
             let fast = is_fast(&plain([28, 28, 64, 64], 1), &backend);
             assert_eq!(fast, precision != Precision::F32, "{precision}");
+        }
+        let backend = on(1, Isa::detect(), Precision::Bf16);
+        for (side, c, fast) in
+            [(14, 127, true), (13, 127, false), (14, 128, false), (16, 128, true)]
+        {
+            assert_eq!(is_fast(&plain([side, 20, c, 64], 1), &backend), fast, "{side} {c}");
         }
     }
 }

@@ -23,7 +23,7 @@ pub enum Rounding {
     /// Rounded to FP16, as backends store it.
     F16,
     /// Rounded to bf16, with 0 for what is smaller than the smallest normal number; so are FP16
-    /// weights.
+    /// weights and, before they meet the values, the exponentials of attention.
     Bf16,
     /// Kept in f32: what a network computes before any FP16 storage (its weights excepted).
     None,
@@ -238,7 +238,11 @@ impl<'a> Store<'a> {
             Op::Attention { heads, queries } => {
                 let queries = queries.map(|id| self.numbers(id));
                 let (x, t) = (self.dense(input), from.pixels());
-                tokens::attention(&x, t, out, heads, queries.as_deref())
+                let kept = |weight: f64| match self.rounding {
+                    Rounding::Bf16 => f64::from(rounded(self.rounding, weight as f32)),
+                    Rounding::F16 | Rounding::None => weight,
+                };
+                tokens::attention(&x, t, out, heads, queries.as_deref(), kept)
             }
             Op::TokenMean { start, count } => {
                 tokens::token_mean(&self.dense(input), from.pixels(), c, start..start + count)

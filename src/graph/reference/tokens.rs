@@ -79,13 +79,15 @@ pub(super) fn rms_norm(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
 }
 
 /// `softmax(q k^T / sqrt(d)) v` for each head of each row of `t` tokens; `out` is the shape of a
-/// row of the result.
+/// row of the result. The softmax's exponentials are multiplied with values as `kept` leaves them and
+/// divided by their sum afterwards.
 pub(super) fn attention(
     x: &[f32],
     t: usize,
     out: Shape,
     heads: usize,
     queries: Option<&[f32]>,
+    kept: impl Fn(f64) -> f64,
 ) -> Vec<f32> {
     let (q, c) = (out.pixels(), out.channels());
     let d = c / heads;
@@ -101,10 +103,13 @@ pub(super) fn attention(
             let value = |j: usize| &row[j * pitch + pitch - c + head * d..][..d];
             let logits = (0..t).map(|j| dot(query, key(j)) / (d as f64).sqrt());
             let mut sum = vec![0f64; d];
-            for (j, weight) in weights(logits).into_iter().enumerate() {
+            let powers = exponentials(logits);
+            for (j, &power) in powers.iter().enumerate() {
+                let weight = kept(power);
                 sum.iter_mut().zip(value(j)).for_each(|(s, &v)| *s += weight * v as f64);
             }
-            values.extend(sum.iter().map(|&s| s as f32));
+            let total: f64 = powers.iter().sum();
+            values.extend(sum.iter().map(|&s| (s / total) as f32));
         }
     }
     values
@@ -112,11 +117,16 @@ pub(super) fn attention(
 
 /// `exp(x_i) / sum exp(x_j)`.
 pub(super) fn weights(logits: impl Iterator<Item = f64>) -> Vec<f64> {
-    let logits: Vec<f64> = logits.collect();
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let powers: Vec<f64> = logits.iter().map(|x| (x - largest).exp()).collect();
+    let powers = exponentials(logits);
     let total: f64 = powers.iter().sum();
     powers.iter().map(|p| p / total).collect()
+}
+
+/// `exp(x_i - max x_j)`.
+fn exponentials(logits: impl Iterator<Item = f64>) -> Vec<f64> {
+    let logits: Vec<f64> = logits.collect();
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    logits.iter().map(|x| (x - largest).exp()).collect()
 }
 
 /// The mean of some tokens of each row of `t`.
