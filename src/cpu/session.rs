@@ -26,7 +26,7 @@ use std::time::Instant;
 
 /// Bytes of activations of the rows that go through a network together: they stay in the third-level
 /// cache from one step to the next.
-const TOGETHER: usize = 8 << 20;
+const TOGETHER: usize = 16 << 20;
 
 /// A graph on the CPU.
 pub(super) struct CpuSession {
@@ -83,15 +83,17 @@ impl CpuSession {
     }
 }
 
-/// How many rows go through a network together: all where an op is defined over the whole run, else as
-/// many as the cache holds and as keep every thread busy.
+/// How many rows go through a network together: as many as the cache holds. All where those would be too
+/// few to keep every thread busy and to make use of each weight that is read, and where an op is
+/// defined over the whole run.
 fn together(graph: &Graph, plan: &Plan, kernels: &Kernels, threads: usize) -> usize {
     let is_of_run = |step: &Step| matches!(step.op, Op::BatchNorm { .. });
     if graph.steps.iter().any(is_of_run) || graph.tensors.iter().any(|t| t.shape.is_bag()) {
         return usize::MAX;
     }
     let row = plan.row_elements.saturating_mul(kernels.precision.bytes()).max(1);
-    (TOGETHER / row).max(2 * threads)
+    let some = TOGETHER / row;
+    if some < 2 * threads { usize::MAX } else { some }
 }
 
 /// The tensors of some rows of a run.
