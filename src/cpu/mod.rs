@@ -15,8 +15,9 @@
 //! variable `HISTOKERN_CONV=direct` turns that off.
 //!
 //! On tile registers (`amx`) a sum takes 32 products at a time, in FP16 as three products of bf16 terms: there
-//! alone the last bits of f32 sums are others. Elsewhere in bf16 the links of a pair of neighbours take place in the order and with the rounding of the
-//! instruction `vdpbf16ps`, which `pairs` also computes without it.
+//! alone the last bits of f32 sums are others. Elsewhere in bf16 the links of a pair of neighbours take
+//! place in the order and with the rounding of the instruction `vdpbf16ps`, which `pairs` also computes
+//! without it.
 //!
 //! Attention is two such products with a softmax between, which is f32 in every precision; in bf16
 //! `p` is rounded where it is multiplied, not where it is summed:

@@ -1,6 +1,8 @@
 //! Pooling over windows and over adaptive regions: one rectangle of the input for each output.
 
-use super::kernels::{Isa, Kernels};
+#[cfg(target_arch = "x86_64")]
+use super::kernels::Isa;
+use super::kernels::Kernels;
 use super::layer::{Layer, Site};
 use super::memory::{Stored, View};
 #[cfg(target_arch = "x86_64")]
@@ -141,7 +143,7 @@ fn reduce(kernels: &Kernels, window: &Window<'_>, to: &mut [f32]) {
     match kernels.isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: kernels of an instruction set are the proof that the processor has it.
-        Isa::Avx512 => unsafe { reduce_avx512(window, to) },
+        Isa::Amx | Isa::Avx512 => unsafe { reduce_avx512(window, to) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { reduce_avx2(window, to) },
