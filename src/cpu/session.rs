@@ -136,9 +136,11 @@ impl Frame<'_> {
         let returned = graph.outputs.iter().zip(self.returned).find_map(|(&output, &base)| {
             let (of, range) = extent(graph, output);
             let inside = of == root && range.start <= channels.start && channels.end <= range.end;
-            let start = self.first * graph.shape(output).len() + channels.start - range.start;
-            // SAFETY: `check_run` saw that an output holds all channels of its positions.
-            inside.then(|| (unsafe { base.add(start) }, range.len()))
+            inside.then(|| {
+                let start = self.first * graph.shape(output).len() + channels.start - range.start;
+                // SAFETY: `check_run` saw that an output holds all channels of its positions.
+                (unsafe { base.add(start) }, range.len())
+            })
         });
         // SAFETY: both destinations are inside memory that the run borrows exclusively. Steps run
         // one after another, a step does not read what it overwrites, and the plan keeps apart
