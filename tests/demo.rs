@@ -90,6 +90,35 @@ fn the_demo_shows_what_it_promises() {
     assert_eq!(status.matches(",skipped,").count(), 2, "{status}");
 }
 
+/// What a process said of its memory against what the system counted.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_takes_no_more_memory_than_it_said() {
+    use std::io::Read;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let slide = path("a.svs");
+    run(&["synth", "-o", &slide, "--quiet", "--width", "4096", "--height", "4096"]);
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo").display().to_string();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_histokern"))
+        .args(["features", &slide, "--package", &package, "--out", &path("out"), "--device", "cpu"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    // SAFETY: numbers, of which 0 is one.
+    let (mut status, mut usage) = (0, unsafe { std::mem::zeroed::<libc::rusage>() });
+    // SAFETY: waits for a child of ours that nobody else waits for, and fills what is ours.
+    let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
+    assert_eq!((waited, status), (child.id() as i32, 0), "{said}");
+    let peak = usage.ru_maxrss as f64 * 1024.0 / 1e6;
+    let most = said.split("memory: up to ").nth(1).and_then(|rest| rest.split(' ').next());
+    let most: f64 = most.unwrap().parse().unwrap();
+    // Files are written after the last feature.
+    assert!(peak < most + 24.0 && most < 2.0 * peak, "{peak} MB, said to be up to {most} MB");
+}
+
 /// Runs where a driver answers, a GPU's or the stand-in of `scripts/gpu-sim`.
 #[test]
 fn cuda_predicts_as_the_cpu_does_in_any_batch() {

@@ -113,16 +113,23 @@ impl Progress {
     }
 }
 
-/// How much memory is in use, where that can be known, and how much a slide adds at most.
+/// How much memory a slide takes at most, where that can be known: what deciding its tiles took, or what is
+/// in use now and what its tiles, features and heads add.
 fn memory(slide: &str, bytes: usize) -> String {
     let megabytes = |bytes: usize| format!("{} MB", bytes.div_ceil(1_000_000));
-    let more = format!("tiles, features and heads of {slide} take up to {}", megabytes(bytes));
+    let more = megabytes(bytes);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    match resident.and_then(|kb| kb.split_whitespace().next()?.parse::<usize>().ok()) {
-        Some(kb) => format!("memory: {} in use; {more} more", megabytes(1024 * kb)),
-        None => format!("memory: {more}"),
-    }
+    let read = |key: &str| -> Option<usize> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(1024 * line.split_whitespace().next()?.parse::<usize>().ok()?)
+    };
+    let (Some(used), Some(peak)) = (read("VmRSS:"), read("VmHWM:")) else {
+        return format!("memory: up to {more} more for the tiles, features and heads of {slide}");
+    };
+    let [most, peak, used] = [peak.max(used + bytes), peak, used].map(megabytes);
+    format!(
+        "memory: up to {most} for {slide} ({peak} so far; {used} in use, {more} more for its tiles, features and heads)"
+    )
 }
 
 impl Observer for Progress {
