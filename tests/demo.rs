@@ -93,6 +93,7 @@ fn the_demo_shows_what_it_promises() {
 /// What a process said of its memory against what the system counted.
 #[cfg(target_os = "linux")]
 #[test]
+#[allow(clippy::zombie_processes, reason = "waited for by a call that also counts its memory")]
 fn a_run_takes_no_more_memory_than_it_said() {
     use std::io::Read;
     let dir = tempfile::tempdir().unwrap();
