@@ -102,7 +102,8 @@ fn a_run_takes_no_more_memory_than_it_said() {
     run(&["synth", "-o", &slide, "--quiet", "--width", "4096", "--height", "4096"]);
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/demo").display().to_string();
     let mut child = Command::new(env!("CARGO_BIN_EXE_histokern"))
-        .args(["features", &slide, "--package", &package, "--out", &path("out"), "--device", "cpu"])
+        .args(["features", &slide, "--package", &package, "--out", &path("out")])
+        .args(["--device", "cpu", "--threads", "2"])
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -117,7 +118,8 @@ fn a_run_takes_no_more_memory_than_it_said() {
     let most = said.split("memory: up to ").nth(1).and_then(|rest| rest.split(' ').next());
     let most: f64 = most.unwrap().parse().unwrap();
     // Files are written after the last feature.
-    assert!(peak < most + 24.0 && most < 2.0 * peak, "{peak} MB, said to be up to {most} MB");
+    eprintln!("{peak:.1} MB, said to be up to {most} MB");
+    assert!(peak < 1.2 * most + 4.0 && most < 2.0 * peak, "{peak} MB, said to be up to {most} MB");
 }
 
 /// Runs where a driver answers, a GPU's or the stand-in of `scripts/gpu-sim`.
