@@ -6,7 +6,8 @@
 use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS, Pairing};
 use super::layer::{Layer, Scratch, Site, weights};
 use super::matmul::{Columns, Panels};
-use super::memory::{Part, StoredMut, View};
+use super::memory::{Part, View};
+use super::stored::StoredMut;
 use crate::backend::Precision;
 use crate::graph::{Graph, ParamId, TensorId};
 use half::bf16;

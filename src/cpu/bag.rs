@@ -6,7 +6,8 @@ use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS};
 use super::layer::{self, Layer, Site, vector};
 use super::math;
 use super::matmul::{Block, Weights};
-use super::memory::{StoredMut, View};
+use super::memory::View;
+use super::stored::StoredMut;
 use crate::graph::{Act, Dense, Graph, ParamId};
 use std::ops::Range;
 

@@ -10,7 +10,8 @@ use super::kernels::finish_neon;
 use super::kernels::{C_PITCH, MAX_COLUMNS};
 #[cfg(target_arch = "x86_64")]
 use super::kernels::{finish_avx2, finish_avx512};
-use super::memory::{Grid, GridMut, Rows, RowsMut, Stored, StoredMut};
+use super::memory::{Grid, GridMut, Rows, RowsMut};
+use super::stored::{Stored, StoredMut};
 #[cfg(target_arch = "x86_64")]
 use super::vector;
 use super::vector::{Vector, narrow_half, widen_half};

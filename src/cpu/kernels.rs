@@ -1,19 +1,19 @@
-//! The instruction sets and, for each, its table of inner loops.
+//! For each instruction set and precision a table of inner loops.
 //!
 //! A [`Kernels`] can only be had from [`Kernels::of`], which asks the processor first: holding one
 //! is the proof that its functions may be called.
 
 use super::amx;
 use super::epilogue::{self, Finish, Finished};
-use super::memory::{Stored, StoredMut};
-use super::pairs;
+use super::isa::Isa;
+use super::stored::{Stored, StoredMut};
 use super::vector::{self, Norm, narrow_half, tile, widen_half};
+use super::{pairs, pool};
 use crate::backend::Precision;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
-use std::fmt;
 
 /// The largest depth of a tile: links of a chain computed between two stores of its partial sum.
 pub(super) const MAX_DEPTH: usize = 384;
@@ -25,108 +25,6 @@ pub(super) const A_PITCH: usize = MAX_DEPTH + 16;
 pub(super) const C_PITCH: usize = MAX_COLUMNS + 16;
 /// The most rows of a block.
 pub(super) const MAX_ROWS: usize = 112;
-
-/// An instruction set with fused multiply-add on f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// x86-64 with AVX-512 and the tile registers of AMX-BF16. Alone among them it sums in another order.
-    Amx,
-    /// x86-64 with AVX-512 F, BW and VL.
-    Avx512,
-    /// x86-64 with AVX2, FMA and F16C.
-    Avx2,
-    /// aarch64.
-    Neon,
-    /// Any processor; without fused multiply-add in hardware it is slow.
-    Portable,
-}
-
-impl Isa {
-    /// Every instruction set, the widest first.
-    pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
-
-    /// Whether this processor has it.
-    pub fn is_available(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx => super::ceiling::pairs_available(Isa::Avx512) && amx::available(),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                Isa::Avx2.is_available()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("fma")
-                    && is_x86_feature_detected!("f16c")
-            }
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => true,
-            Isa::Portable => true,
-            #[allow(unreachable_patterns, reason = "which sets remain depends on the target")]
-            _ => false,
-        }
-    }
-
-    /// The widest instruction set of this processor.
-    pub fn detect() -> Isa {
-        Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
-    }
-
-    /// Whether the order of its sums is that of all others: the bits of [`Precision::F16`] and
-    /// [`Precision::Bf16`] are those of any other such set.
-    pub fn sums_as_others(self) -> bool {
-        self != Isa::Amx
-    }
-
-    /// Takes the instructions of [`Isa::Amx`] for available, whatever the processor says: for programs that
-    /// emulate them.
-    ///
-    /// # Safety
-    /// They work in every thread of this process from now on.
-    pub unsafe fn assume_amx() {
-        // SAFETY: the caller's.
-        unsafe { amx::assume() };
-    }
-
-    /// The instruction set named by the environment variable `HISTOKERN_CPU`, if it is set.
-    ///
-    /// # Errors
-    /// [`crate::Kind::Usage`] for an unknown name. Whether the processor has it is checked by
-    /// [`super::CpuBackend::new`].
-    pub fn from_env() -> Result<Option<Isa>> {
-        match std::env::var_os("HISTOKERN_CPU") {
-            None => Ok(None),
-            Some(name) => Isa::named(&name.to_string_lossy()).map(Some),
-        }
-    }
-
-    /// The instruction set of a name, as printed.
-    ///
-    /// # Errors
-    /// [`crate::Kind::Usage`] for an unknown name.
-    pub fn named(name: &str) -> Result<Isa> {
-        Isa::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
-            let known = Isa::ALL.map(|isa| isa.to_string()).join(", ");
-            Error::usage(format!("HISTOKERN_CPU: no instruction set {name:?}; one of {known}"))
-        })
-    }
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Isa::Amx => "amx",
-            Isa::Avx512 => "avx512",
-            Isa::Avx2 => "avx2",
-            Isa::Neon => "neon",
-            Isa::Portable => "portable",
-        })
-    }
-}
 
 /// See [`tile`].
 type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, bool);
@@ -194,6 +92,7 @@ pub(super) struct Kernels {
     finish: unsafe fn(&mut [f32], &Finish<'_>),
     emit: unsafe fn(Finished<'_>),
     activate: unsafe fn(Stored<'_>, [&[f32]; 2], StoredMut<'_>),
+    reduce: unsafe fn(&pool::Window<'_>, &mut [f32]),
     normalize: unsafe fn(&mut [f32], &Norm<'_>),
     exponentials: unsafe fn(&mut [f32], f32) -> f64,
 }
@@ -379,6 +278,12 @@ impl Kernels {
         unsafe { (self.activate)(from, with, to) }
     }
 
+    /// The largest numbers, or the sums, of a window: see [`pool`].
+    pub fn reduce(&self, window: &pool::Window<'_>, to: &mut [f32]) {
+        // SAFETY: the processor has the instruction set (see the module).
+        unsafe { (self.reduce)(window, to) }
+    }
+
     /// Normalises a group of channels in place: see [`vector::normalize`].
     pub fn normalize(&self, values: &mut [f32], with: &Norm<'_>) {
         // SAFETY: the processor has the instruction set (see the module).
@@ -518,6 +423,7 @@ const AVX512_BASE: Kernels = Kernels {
     finish: finish_avx512,
     emit: epilogue::emit_avx512,
     activate: epilogue::activate_avx512,
+    reduce: pool::reduce_avx512,
     normalize: normalize_avx512,
     exponentials: exponentials_avx512,
 };
@@ -586,6 +492,7 @@ const AVX2_BASE: Kernels = Kernels {
     finish: finish_avx2,
     emit: epilogue::emit_avx2,
     activate: epilogue::activate_avx2,
+    reduce: pool::reduce_avx2,
     normalize: normalize_avx2,
     exponentials: exponentials_avx2,
 };
@@ -617,6 +524,7 @@ const NEON_BASE: Kernels = Kernels {
     finish: finish_neon,
     emit: epilogue::emit_neon,
     activate: epilogue::activate_neon,
+    reduce: pool::reduce_portable,
     normalize: normalize_neon,
     exponentials: exponentials_neon,
 };
@@ -637,6 +545,7 @@ const PORTABLE_BASE: Kernels = Kernels {
     finish: epilogue::finish,
     emit: epilogue::emit_portable,
     activate: epilogue::activate_portable,
+    reduce: pool::reduce_portable,
     normalize: vector::normalize,
     exponentials: vector::exponentials,
 };
@@ -646,11 +555,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
-        for isa in Isa::ALL {
-            assert_eq!(Isa::named(&isa.to_string()).unwrap(), isa);
-        }
-        assert!(Isa::named("sse").unwrap_err().to_string().contains("portable"));
+    fn a_set_this_processor_lacks_is_refused() {
         let missing = if cfg!(target_arch = "x86_64") { Isa::Neon } else { Isa::Avx2 };
         assert!(Kernels::of(missing, Precision::F16).is_err());
     }

@@ -1,7 +1,8 @@
 //! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, Pairing};
-use super::memory::{Aligned, Stored, StoredMut};
+use super::memory::Aligned;
+use super::stored::{Stored, StoredMut};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -361,7 +362,7 @@ struct Free {
 mod tests {
     use super::*;
     use crate::backend::Precision;
-    use crate::cpu::kernels::Isa;
+    use crate::cpu::Isa;
 
     /// Blocks as large as they go would leave threads idle: one of two for an eighth of the time with
     /// seven blocks of 112 rows, one of two for a twentieth with the 197 tokens of a ViT.

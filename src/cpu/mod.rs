@@ -45,6 +45,7 @@ pub mod ceiling;
 mod conv;
 mod copy;
 mod epilogue;
+mod isa;
 mod kernels;
 mod layer;
 mod math;
@@ -56,6 +57,7 @@ mod parts;
 mod pool;
 mod reduce;
 mod session;
+mod stored;
 mod strips;
 mod team;
 mod tokens;
@@ -64,7 +66,7 @@ mod upsample;
 mod vector;
 mod winograd;
 
-pub use kernels::Isa;
+pub use isa::Isa;
 
 use crate::backend::{Backend, Precision, Session};
 use crate::error::{Error, Result};

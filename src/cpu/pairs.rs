@@ -112,7 +112,7 @@ pub(super) unsafe fn tile<const MR: usize, const N: usize>(
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use super::{A_PITCH, C_PITCH};
-    use crate::cpu::memory::StoredMut;
+    use crate::cpu::stored::StoredMut;
     use crate::cpu::vector::x86::keep_avx512;
     use half::bf16;
     use std::arch::x86_64::*;
@@ -213,8 +213,10 @@ pub(super) mod x86 {
 mod tests {
     use super::*;
     use crate::backend::Precision;
-    use crate::cpu::kernels::{Isa, Kernels};
-    use crate::cpu::memory::{Aligned, StoredMut};
+    use crate::cpu::Isa;
+    use crate::cpu::kernels::Kernels;
+    use crate::cpu::memory::Aligned;
+    use crate::cpu::stored::StoredMut;
 
     /// SplitMix64.
     struct Draw(u64);
@@ -322,7 +324,7 @@ mod tests {
             {
                 let (to, back) = (&mut to[..numbers.len()], &mut back[..numbers.len()]);
                 kernels.narrow(numbers, StoredMut::Bf16(to));
-                kernels.widen(crate::cpu::memory::Stored::Bf16(to), back);
+                kernels.widen(crate::cpu::stored::Stored::Bf16(to), back);
                 for ((&x, &y), &z) in numbers.iter().zip(&*to).zip(&*back) {
                     assert!(
                         y.to_bits() == want(x).to_bits() || x.is_nan() && y.is_nan(),

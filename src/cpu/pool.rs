@@ -1,11 +1,8 @@
 //! Pooling over windows and over adaptive regions: one rectangle of the input for each output.
 
-#[cfg(target_arch = "x86_64")]
-use super::kernels::Isa;
-use super::kernels::Kernels;
 use super::layer::{Layer, Site};
-use super::memory::{Stored, View};
-#[cfg(target_arch = "x86_64")]
+use super::memory::View;
+use super::stored::Stored;
 use super::{pairs, vector};
 use crate::graph::{self, Graph, Op, Shape, Step};
 
@@ -100,7 +97,7 @@ impl Layer for Pool {
             for position in part.positions.clone() {
                 let taps = self.taps(position);
                 let window = Window { x: &x, taps, first: channels.start, reduce: self.reduce };
-                reduce(kernels, &window, value);
+                kernels.reduce(&window, value);
                 if let Reduce::Mean(taps) = self.reduce {
                     let count = taps.unwrap_or(window.taps.count()) as f32;
                     value.iter_mut().for_each(|v| *v /= count);
@@ -128,7 +125,7 @@ impl Taps {
 }
 
 /// What is reduced to some channels, from `first` on, of an output position.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     x: &'a View,
     taps: Taps,
     first: usize,
@@ -138,22 +135,9 @@ struct Window<'a> {
 /// Channels that stay in registers while all taps pass by.
 const RUN: usize = 64;
 
-/// Largest numbers, or sums, of each channel over all taps in order.
-fn reduce(kernels: &Kernels, window: &Window<'_>, to: &mut [f32]) {
-    match kernels.isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: kernels of an instruction set are the proof that the processor has it.
-        Isa::Amx | Isa::Avx512 => unsafe { reduce_avx512(window, to) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { reduce_avx2(window, to) },
-        _ => reduce_all(window, to, &|from, to| kernels.widen(from, to)),
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-fn reduce_avx512(window: &Window<'_>, to: &mut [f32]) {
+pub(super) fn reduce_avx512(window: &Window<'_>, to: &mut [f32]) {
     reduce_all(window, to, &|from, to| match from {
         Stored::F16(from) => vector::x86::widen_avx512(from, to),
         Stored::Bf16(from) => pairs::widen(from, to),
@@ -163,7 +147,7 @@ fn reduce_avx512(window: &Window<'_>, to: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn reduce_avx2(window: &Window<'_>, to: &mut [f32]) {
+pub(super) fn reduce_avx2(window: &Window<'_>, to: &mut [f32]) {
     reduce_all(window, to, &|from, to| match from {
         Stored::F16(from) => vector::x86::widen_avx2(from, to),
         Stored::Bf16(from) => pairs::widen(from, to),
@@ -171,7 +155,16 @@ fn reduce_avx2(window: &Window<'_>, to: &mut [f32]) {
     });
 }
 
-/// Plain code: compiled once for each instruction set.
+pub(super) fn reduce_portable(window: &Window<'_>, to: &mut [f32]) {
+    reduce_all(window, to, &|from, to| match from {
+        Stored::F16(from) => vector::widen_half(from, to),
+        Stored::Bf16(from) => pairs::widen(from, to),
+        Stored::F32(from) => to.copy_from_slice(from),
+    });
+}
+
+/// Largest numbers, or sums, of each channel over all taps in order. Plain code: compiled once for each
+/// instruction set.
 #[inline(always)]
 fn reduce_all(window: &Window<'_>, to: &mut [f32], widen: &impl Fn(Stored<'_>, &mut [f32])) {
     let (whole, rest) = to.as_chunks_mut::<RUN>();
@@ -223,7 +216,7 @@ mod tests {
     use super::*;
     use crate::backend::check::run_once;
     use crate::backend::{Input, Precision};
-    use crate::cpu::CpuBackend;
+    use crate::cpu::{CpuBackend, Isa};
     use std::sync::Arc;
 
     /// More channels than registers hold and a rest; one position is not a number.

@@ -2,8 +2,9 @@
 
 use super::kernels::Kernels;
 use super::layer::{Layer, Site};
-use super::memory::{Stored, View};
+use super::memory::View;
 use super::pool::maximum;
+use super::stored::Stored;
 use crate::graph::Reduce;
 use half::{bf16, f16};
 use std::ops::Range;

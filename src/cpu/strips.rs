@@ -3,7 +3,8 @@
 //! from there.
 
 use super::kernels::{MAX_DEPTH, MAX_ROWS};
-use super::memory::{Stored, View};
+use super::memory::View;
+use super::stored::Stored;
 use crate::graph::Window;
 use std::ops::Range;
 

@@ -5,7 +5,8 @@
 //! Convolutional Neural Networks, CVPR 2016; Winograd, Arithmetic Complexity of Computations, 1980).
 //! Every instruction set does the operations written here, in this order and each rounded once.
 
-use super::kernels::{Isa, Kernels};
+use super::isa::Isa;
+use super::kernels::Kernels;
 use super::vector::Vector;
 use half::{bf16, f16};
 

@@ -222,7 +222,7 @@ macro_rules! vector {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use crate::cpu::epilogue::keep_row;
-    use crate::cpu::memory::{Stored, StoredMut};
+    use crate::cpu::stored::{Stored, StoredMut};
     use half::{bf16, f16};
     use std::arch::x86_64::*;
 
