@@ -218,10 +218,51 @@ pub(super) mod x86 {
         right
     }
 
-    /// Defines a kernel: how sums start, what is done for every step of the reduction, how the sums leave.
+    /// Bytes from a row of A, or of C, to the one 16 rows below.
+    const A_DOWN: usize = 16 * 4 * A_PITCH;
+    const C_DOWN: usize = 16 * 4 * C_PITCH;
+    /// Bytes from the near numbers of a step to the rests.
+    const A_REST: usize = 4 * STEP;
+    const B_REST: usize = 4 * STEP * COLUMNS;
+
+    /// What is done to the sums, registers 0 and 1 or, of 32 rows, 0 to 3.
+    macro_rules! sums {
+        (zero 16) => {
+            "tilezero tmm0
+            tilezero tmm1"
+        };
+        (load 16) => {
+            "tileloadd tmm0, [{c} + {c_pitch}*1]
+            tileloadd tmm1, [{c} + {c_pitch}*1 + 64]"
+        };
+        (store 16) => {
+            "tilestored [{c} + {c_pitch}*1], tmm0
+            tilestored [{c} + {c_pitch}*1 + 64], tmm1"
+        };
+        (zero 32) => {
+            "tilezero tmm0
+            tilezero tmm1
+            tilezero tmm2
+            tilezero tmm3"
+        };
+        (load 32) => {
+            "tileloadd tmm0, [{c} + {c_pitch}*1]
+            tileloadd tmm1, [{c} + {c_pitch}*1 + 64]
+            tileloadd tmm2, [{c} + {c_pitch}*1 + {c_down}]
+            tileloadd tmm3, [{c} + {c_pitch}*1 + {c_down} + 64]"
+        };
+        (store 32) => {
+            "tilestored [{c} + {c_pitch}*1], tmm0
+            tilestored [{c} + {c_pitch}*1 + 64], tmm1
+            tilestored [{c} + {c_pitch}*1 + {c_down}], tmm2
+            tilestored [{c} + {c_pitch}*1 + {c_down} + 64], tmm3"
+        };
+    }
+
+    /// Defines a kernel of so many rows: what is done for every step of the reduction.
     macro_rules! tile {
-        ($(#[$doc:meta])* $name:ident, terms $terms:literal, $(down [$($down:ident $by:expr),*],)?
-            zero $zero:literal, load $load:literal, step $step:literal, store $store:literal) => {
+        ($(#[$doc:meta])* $name:ident, rows $rows:tt, terms $terms:literal,
+            bytes [$($bytes:ident $by:expr),*], step $step:literal) => {
             $(#[$doc])*
             ///
             /// # Safety
@@ -240,17 +281,17 @@ pub(super) mod x86 {
                     asm!(
                         "test {first:e}, {first:e}",
                         "jz 3f",
-                        $zero,
+                        sums!(zero $rows),
                         "jmp 2f",
                         "3:",
-                        $load,
+                        sums!(load $rows),
                         "2:",
                         $step,
                         "add {a}, {a_step}",
                         "add {b}, {b_step}",
                         "dec {steps}",
                         "jnz 2b",
-                        $store,
+                        sums!(store $rows),
                         first = in(reg) u32::from(first),
                         steps = inout(reg) pairs / ($terms * STEP) => _,
                         a = inout(reg) a => _,
@@ -261,7 +302,7 @@ pub(super) mod x86 {
                         c_pitch = in(reg) 4 * C_PITCH,
                         a_step = const 4 * STEP * $terms,
                         b_step = const 4 * STEP * COLUMNS * $terms,
-                        $($($down = const $by,)*)?
+                        $($bytes = const $by,)*
                         out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                         out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                         options(nostack),
@@ -271,40 +312,19 @@ pub(super) mod x86 {
         };
     }
 
-    /// Bytes from a row of A, or of C, to the one 16 rows below.
-    const A_DOWN: usize = 16 * 4 * A_PITCH;
-    const C_DOWN: usize = 16 * 4 * C_PITCH;
-    /// Bytes from the near numbers of a step to the rests.
-    const A_REST: usize = 4 * STEP;
-    const B_REST: usize = 4 * STEP * COLUMNS;
-
     tile! {
-        /// 16 rows of bf16: see [`super::super::pairs::tile`].
-        tile16, terms 1,
-        zero "tilezero tmm0
-            tilezero tmm1",
-        load "tileloadd tmm0, [{c} + {c_pitch}*1]
-            tileloadd tmm1, [{c} + {c_pitch}*1 + 64]",
+        /// 16 rows of bf16.
+        tile16, rows 16, terms 1, bytes [],
         step "tileloadd tmm6, [{b} + {b_pitch}*1]
             tileloadd tmm4, [{a} + {a_pitch}*1]
             tdpbf16ps tmm0, tmm4, tmm6
             tileloadd tmm7, [{b} + {b_pitch}*1 + 64]
-            tdpbf16ps tmm1, tmm4, tmm7",
-        store "tilestored [{c} + {c_pitch}*1], tmm0
-            tilestored [{c} + {c_pitch}*1 + 64], tmm1"
+            tdpbf16ps tmm1, tmm4, tmm7"
     }
 
     tile! {
         /// 32 rows of bf16.
-        tile32, terms 1, down [a_down A_DOWN, c_down C_DOWN],
-        zero "tilezero tmm0
-            tilezero tmm1
-            tilezero tmm2
-            tilezero tmm3",
-        load "tileloadd tmm0, [{c} + {c_pitch}*1]
-            tileloadd tmm1, [{c} + {c_pitch}*1 + 64]
-            tileloadd tmm2, [{c} + {c_pitch}*1 + {c_down}]
-            tileloadd tmm3, [{c} + {c_pitch}*1 + {c_down} + 64]",
+        tile32, rows 32, terms 1, bytes [a_down A_DOWN, c_down C_DOWN],
         step "tileloadd tmm6, [{b} + {b_pitch}*1]
             tileloadd tmm4, [{a} + {a_pitch}*1]
             tdpbf16ps tmm0, tmm4, tmm6
@@ -312,20 +332,12 @@ pub(super) mod x86 {
             tdpbf16ps tmm1, tmm4, tmm7
             tileloadd tmm5, [{a} + {a_pitch}*1 + {a_down}]
             tdpbf16ps tmm2, tmm5, tmm6
-            tdpbf16ps tmm3, tmm5, tmm7",
-        store "tilestored [{c} + {c_pitch}*1], tmm0
-            tilestored [{c} + {c_pitch}*1 + 64], tmm1
-            tilestored [{c} + {c_pitch}*1 + {c_down}], tmm2
-            tilestored [{c} + {c_pitch}*1 + {c_down} + 64], tmm3"
+            tdpbf16ps tmm3, tmm5, tmm7"
     }
 
     tile! {
         /// 16 rows of FP16 as sums: of each step the near numbers, then the rests.
-        split_tile16, terms 2, down [a_rest A_REST, b_rest B_REST],
-        zero "tilezero tmm0
-            tilezero tmm1",
-        load "tileloadd tmm0, [{c} + {c_pitch}*1]
-            tileloadd tmm1, [{c} + {c_pitch}*1 + 64]",
+        split_tile16, rows 16, terms 2, bytes [a_rest A_REST, b_rest B_REST],
         step "tileloadd tmm6, [{b} + {b_pitch}*1]
             tileloadd tmm5, [{a} + {a_pitch}*1 + {a_rest}]
             tdpbf16ps tmm0, tmm5, tmm6
@@ -337,23 +349,13 @@ pub(super) mod x86 {
             tileloadd tmm6, [{b} + {b_pitch}*1 + {b_rest}]
             tdpbf16ps tmm0, tmm4, tmm6
             tileloadd tmm7, [{b} + {b_pitch}*1 + {b_rest} + 64]
-            tdpbf16ps tmm1, tmm4, tmm7",
-        store "tilestored [{c} + {c_pitch}*1], tmm0
-            tilestored [{c} + {c_pitch}*1 + 64], tmm1"
+            tdpbf16ps tmm1, tmm4, tmm7"
     }
 
     tile! {
         /// 32 rows of FP16 as sums.
-        split_tile32, terms 2,
-        down [a_down A_DOWN, c_down C_DOWN, a_rest A_REST, b_rest B_REST],
-        zero "tilezero tmm0
-            tilezero tmm1
-            tilezero tmm2
-            tilezero tmm3",
-        load "tileloadd tmm0, [{c} + {c_pitch}*1]
-            tileloadd tmm1, [{c} + {c_pitch}*1 + 64]
-            tileloadd tmm2, [{c} + {c_pitch}*1 + {c_down}]
-            tileloadd tmm3, [{c} + {c_pitch}*1 + {c_down} + 64]",
+        split_tile32, rows 32, terms 2,
+        bytes [a_down A_DOWN, c_down C_DOWN, a_rest A_REST, b_rest B_REST],
         step "tileloadd tmm6, [{b} + {b_pitch}*1]
             tileloadd tmm4, [{a} + {a_pitch}*1 + {a_rest}]
             tdpbf16ps tmm0, tmm4, tmm6
@@ -373,11 +375,7 @@ pub(super) mod x86 {
             tdpbf16ps tmm0, tmm4, tmm6
             tdpbf16ps tmm2, tmm5, tmm6
             tdpbf16ps tmm1, tmm4, tmm7
-            tdpbf16ps tmm3, tmm5, tmm7",
-        store "tilestored [{c} + {c_pitch}*1], tmm0
-            tilestored [{c} + {c_pitch}*1 + 64], tmm1
-            tilestored [{c} + {c_pitch}*1 + {c_down}], tmm2
-            tilestored [{c} + {c_pitch}*1 + {c_down} + 64], tmm3"
+            tdpbf16ps tmm3, tmm5, tmm7"
     }
 
     /// FP16 numbers, whole steps of 32, each as near number and rest: of every step first the near ones.

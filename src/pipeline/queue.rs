@@ -60,8 +60,11 @@ pub struct Seconds {
 }
 
 enum Message {
-    /// With the most bytes of decoded tiles held at a time.
-    Start(Box<Prepared>, usize),
+    Start {
+        prepared: Box<Prepared>,
+        /// The most bytes of decoded tiles held at a time.
+        held: usize,
+    },
     Batch(Slot),
     End {
         tally: Tally,
@@ -204,7 +207,8 @@ fn produce_one(
     prepared.hash_seconds = hash;
     let reader =
         decode::TileReader::new(&prepared, recipe, options.decode_threads, to.machine_pixels)?;
-    send(Message::Start(Box::new(prepared.clone()), reader.most_held(to.rows)))?;
+    let held = reader.most_held(to.rows);
+    send(Message::Start { prepared: Box::new(prepared.clone()), held })?;
     let mut tally = Tally::new(prepared.grid.origins.len());
     let mut busy = Duration::ZERO;
     let mut next = 0;
@@ -282,7 +286,7 @@ impl Consumer<'_> {
                 }
             };
             match message {
-                Message::Start(prepared, held) => self.start(*prepared, held)?,
+                Message::Start { prepared, held } => self.start(*prepared, held)?,
                 Message::Batch(slot) => self.batch(slot)?,
                 Message::End { tally, decode, resample } => {
                     if let Some(current) = self.open.back_mut() {

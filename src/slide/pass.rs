@@ -20,6 +20,8 @@ type Outcome = Arc<Result<Tile, (Kind, String)>>;
 struct Shared {
     /// Regions that have yet to use it.
     uses: u32,
+    /// The first and the last region that needs it.
+    span: [usize; 2],
     outcome: Option<Outcome>,
 }
 
@@ -37,8 +39,8 @@ impl<'a> TilePass<'a> {
     /// Plans a pass over `regions`, which must all be of `level`.
     pub fn new(slide: &'a Slide, level: usize, regions: &[Region]) -> Result<TilePass<'a>> {
         let mut windows = Vec::with_capacity(regions.len());
-        let mut uses: HashMap<TileIndex, u32> = HashMap::new();
-        for region in regions {
+        let mut tiles: HashMap<TileIndex, Shared> = HashMap::new();
+        for (i, region) in regions.iter().enumerate() {
             if region.level != level {
                 let message =
                     format!("a region of level {} in a pass over level {level}", region.level);
@@ -46,16 +48,18 @@ impl<'a> TilePass<'a> {
             }
             let window = slide.window(region).context(|| slide.path().display().to_string())?;
             for index in slide.tiles(&window) {
-                *uses.entry(index).or_default() += 1;
+                let shared =
+                    tiles.entry(index).or_insert(Shared { span: [i; 2], ..Shared::default() });
+                shared.uses += 1;
+                shared.span[1] = i;
             }
             windows.push(window);
         }
-        let shared = |uses| Mutex::new(Shared { uses, outcome: None });
         Ok(TilePass {
             slide,
             done: windows.iter().map(|_| AtomicBool::new(false)).collect(),
             windows,
-            tiles: uses.into_iter().map(|(index, uses)| (index, shared(uses))).collect(),
+            tiles: tiles.into_iter().map(|(index, shared)| (index, Mutex::new(shared))).collect(),
             decoded: AtomicUsize::new(0),
             outside: 255,
         })
@@ -91,15 +95,10 @@ impl<'a> TilePass<'a> {
     /// of them at a time.
     pub fn most_held(&self, together: usize) -> usize {
         let together = together.max(1);
-        let mut spans: HashMap<TileIndex, (usize, usize)> = HashMap::new();
-        for (i, window) in self.windows.iter().enumerate() {
-            let turn = i / together;
-            for index in self.slide.tiles(window) {
-                spans.entry(index).or_insert((turn, turn)).1 = turn;
-            }
-        }
         let mut comes_or_goes = vec![0isize; self.windows.len() / together + 2];
-        for (first, last) in spans.into_values() {
+        for shared in self.tiles.values() {
+            let span = shared.lock().unwrap_or_else(PoisonError::into_inner).span;
+            let [first, last] = span.map(|region| region / together);
             comes_or_goes[first] += 1;
             comes_or_goes[last + 1] -= 1;
         }
