@@ -74,8 +74,9 @@ fn general_numbers_agree_with_the_reference() {
         for (got, want) in got.iter().zip(&want) {
             let deviation = Deviation::between(got, want).unwrap();
             let bound = match &case.graph.steps[..] {
-                // Its weights are rounded, too.
-                [Step { op: Op::Attention { .. }, .. }] if precision == Precision::Bf16 => 1e-4,
+                [Step { op: Op::Attention { .. }, inputs, .. }] if precision == Precision::Bf16 => {
+                    rounded_weights(case.graph.shape(inputs[0]))
+                }
                 [_] => 2e-6,
                 _ => several,
             };
@@ -83,6 +84,12 @@ fn general_numbers_agree_with_the_reference() {
             assert!(deviation.within(bound), "{} in {precision}: {deviation}", case.name);
         }
     }
+}
+
+/// How far attention in bf16 may be off, whose weights are rounded, too: some to the other side, and all
+/// of them beside another largest logit where a query does not meet all keys at once.
+fn rounded_weights(input: Shape) -> f64 {
+    if input.pixels() > 288 { 2e-3 } else { 2e-4 }
 }
 
 #[test]

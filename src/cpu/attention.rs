@@ -1,11 +1,12 @@
 //! Attention: for each head of each row two products with a softmax between, through the tiles of
 //! all products. Keys and values of a head are packed once and stay in the cache while its queries
-//! pass by; logits and their softmax are f32, and in bf16 what comes of that is rounded to be
-//! multiplied with the values.
+//! pass by. Keys come in runs: what a query has gathered from earlier ones shrinks as a larger logit
+//! turns up (Milakov and Gimelshein, arXiv:1805.02867), so that no matrix of logits is kept. Logits and
+//! their softmax are f32, and in bf16 what comes of that is rounded to be multiplied with the values.
 
-use super::kernels::{Kernels, MAX_COLUMNS, MAX_ROWS, Pairing};
+use super::kernels::{C_PITCH, Kernels, MAX_ROWS, MAX_SLOTS, Pairing};
 use super::layer::{Layer, Scratch, Site, weights};
-use super::matmul::{Columns, Panels};
+use super::matmul::{Block, Columns, Panels, SCRATCH_ROWS, runs};
 use super::memory::{Part, View};
 use super::stored::StoredMut;
 use crate::backend::Precision;
@@ -13,8 +14,8 @@ use crate::graph::{Graph, ParamId, TensorId};
 use half::bf16;
 use std::ops::Range;
 
-/// Logits of a block of queries, in elements: they stay in the second-level cache.
-const LOGITS: usize = 1 << 16;
+/// Logits of a query are filled up to a multiple of this: to registers and to steps of pairs.
+const WHOLE: usize = 32;
 
 /// `softmax(q k^T / sqrt(d)) v`.
 pub(super) struct Attention {
@@ -42,7 +43,7 @@ impl Attention {
         let (tokens, parts) = (shape.pixels(), if queries.is_some() { 2 } else { 3 });
         let count = queries.map_or(tokens, |id| graph.param(id).shape[0]);
         let whole = kernels.rows();
-        let rows = (LOGITS / tokens).clamp(whole, MAX_ROWS).min(count.next_multiple_of(whole));
+        let rows = MAX_ROWS.min(count.next_multiple_of(whole));
         Attention {
             kernels,
             tokens,
@@ -54,7 +55,7 @@ impl Attention {
         }
     }
 
-    /// f32 elements of packed keys, packed values and the logits of a block.
+    /// f32 elements of packed keys, packed values and the sums of a block.
     fn sizes(&self) -> [usize; 3] {
         let columns = self.kernels.columns;
         // A pair takes the room of an f32.
@@ -62,7 +63,7 @@ impl Attention {
         [
             self.tokens.next_multiple_of(columns) * depth(self.width),
             self.width.next_multiple_of(columns) * depth(self.tokens),
-            self.tokens * self.rows,
+            self.width.div_ceil(MAX_SLOTS) * SCRATCH_ROWS * C_PITCH,
         ]
     }
 
@@ -191,12 +192,14 @@ impl Attention {
             let start = x.channels() - part * all + channels.start;
             start..start + width
         };
-        let [k, v, l] = self.sizes();
-        let (keys, rest) = scratch.hidden[..k + v + l].split_at_mut(k);
-        let (values, logits) = rest.split_at_mut(v);
+        // A few cache lines of each token, far apart, which nothing else foresees.
+        for position in first..first + tokens {
+            (1..=x.channels() / all).for_each(|part| x.expect(position, side(part)));
+        }
+        let [k, v, c] = self.sizes();
+        let (keys, rest) = scratch.hidden[..k + v + c].split_at_mut(k);
+        let (values, sums) = rest.split_at_mut(v);
         let [keys, values] = self.pack(x, first, [side(2), side(1)], [keys, values]);
-        let block = &mut scratch.block;
-        let (scale, mut totals) = ((1.0 / (width as f64).sqrt()) as f32, [0f32; MAX_ROWS]);
         for start in part.positions.clone().step_by(self.rows) {
             let rows = self.rows.min(part.positions.end - start);
             let query = |i: usize, depths: Range<usize>, to: StoredMut<'_>| match &self.queries {
@@ -210,34 +213,66 @@ impl Attention {
                     self.kernels.narrow(&queries[from..from + depths.len()], to)
                 }
             };
-            for columns in blocks(0..tokens) {
-                keys.multiply(block, rows, columns.clone(), query, |_, _| {});
-                for (i, logits) in logits.chunks_exact_mut(tokens).take(rows).enumerate() {
-                    logits[columns.clone()].copy_from_slice(block.row(i, columns.len()));
-                }
-            }
-            for (logits, total) in logits.chunks_exact_mut(tokens).take(rows).zip(&mut totals) {
-                *total = (1.0 / self.kernels.exponentials(logits, scale)) as f32;
-            }
-            for columns in blocks(0..width) {
-                let weights = |i: usize, depths: Range<usize>, to: StoredMut<'_>| {
-                    self.kernels.narrow(&logits[i * tokens..][depths], to)
-                };
-                values.multiply(block, rows, columns.clone(), weights, |_, _| {});
-                for (i, total) in totals[..rows].iter().enumerate() {
-                    let sums = block.row(i, columns.len());
-                    sums.iter_mut().for_each(|s| *s *= total);
-                    part.put(start + i, channels.start + columns.start, sums);
+            let totals = self.gather([keys, values], rows, query, &mut scratch.block, sums);
+            for (i, total) in totals[..rows].iter().enumerate() {
+                let factor = (1.0 / total) as f32;
+                for (part_of, channels) in
+                    sums.chunks_mut(SCRATCH_ROWS * C_PITCH).zip(runs(0..width))
+                {
+                    let sums = &mut part_of[i * C_PITCH..][..channels.len()];
+                    sums.iter_mut().for_each(|s| *s *= factor);
+                    part.put(start + i, part.channels.start + channels.start, sums);
                 }
             }
         }
     }
-}
 
-/// Blocks of columns of a product.
-fn blocks(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let block = move |start: usize| start..(start + MAX_COLUMNS).min(columns.end);
-    columns.clone().step_by(MAX_COLUMNS).map(block)
+    /// Leaves in `sums` the values weighted by the exponentials of their logits, for some queries;
+    /// returns the sums of these exponentials.
+    fn gather(
+        &self,
+        [keys, values]: [Panels<'_>; 2],
+        rows: usize,
+        query: impl Fn(usize, Range<usize>, StoredMut<'_>) + Copy,
+        block: &mut Block,
+        sums: &mut [f32],
+    ) -> [f64; MAX_ROWS] {
+        let scale = (1.0 / (self.width as f64).sqrt()) as f32;
+        // Not minus infinity: a logit that is weighs nothing beside those of later runs.
+        let (mut largest, mut totals) = ([f32::MIN; MAX_ROWS], [0f64; MAX_ROWS]);
+        for tokens in runs(0..self.tokens) {
+            keys.multiply(block, rows, tokens.clone(), query, |_, _| {});
+            let (mut shrink, mut added) = ([0f32; MAX_ROWS], [0f64; MAX_ROWS]);
+            for i in 0..rows {
+                let [logits, weights] = block.turn(i);
+                let whole = tokens.len().next_multiple_of(WHOLE);
+                logits[tokens.len()..whole].fill(f32::NEG_INFINITY);
+                let (logits, before) = (&mut logits[..whole], largest[i]);
+                (largest[i], added[i]) = self.kernels.exponentials(logits, before, scale);
+                shrink[i] = before - largest[i];
+                let weights = match self.pairing() {
+                    None => StoredMut::F32(&mut weights[..whole]),
+                    Some(_) => StoredMut::Bf16(&mut bytemuck::cast_slice_mut(weights)[..whole]),
+                };
+                self.kernels.narrow(logits, weights);
+            }
+            self.kernels.exponentials(&mut shrink[..rows], 0.0, scale);
+            for ((total, &shrink), added) in totals.iter_mut().zip(&shrink).zip(added) {
+                *total = *total * shrink as f64 + added;
+            }
+            for (sums, channels) in sums.chunks_mut(SCRATCH_ROWS * C_PITCH).zip(runs(0..self.width))
+            {
+                if tokens.start > 0 {
+                    let rows = sums.chunks_mut(C_PITCH).zip(&shrink[..rows]);
+                    rows.for_each(|(row, s)| {
+                        row[..channels.len()].iter_mut().for_each(|x| *x *= s)
+                    });
+                }
+                values.multiply_part(block, rows, channels, tokens.clone(), sums);
+            }
+        }
+        totals
+    }
 }
 
 impl Layer for Attention {

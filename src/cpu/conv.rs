@@ -82,8 +82,7 @@ impl Conv {
         }
     }
 
-    /// Multiplies the rows of a block and finishes their sums: each panel at once where that is done in
-    /// registers, else all together, for long rows.
+    /// Multiplies the rows of a block and finishes their sums, each panel at once.
     fn multiply(
         &self,
         site: &Site<'_>,
@@ -92,16 +91,10 @@ impl Conv {
         pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
     ) {
         let (all, positions) = (part.channels.clone(), part.positions.clone());
-        let mut finish = |columns: Range<usize>, sums: &mut [f32]| {
+        self.weights.multiply_each(block, positions.len(), all, pack, |columns, sums| {
             let with = self.after.finish(&columns, None);
             part.finish(positions.clone(), columns, sums, with, site.residual.as_ref());
-        };
-        if matches!(self.after.act, Act::None | Act::Relu) {
-            self.weights.multiply_each(block, positions.len(), all, pack, finish);
-        } else {
-            self.weights.multiply(block, positions.len(), all.clone(), pack);
-            finish(all, block.sums());
-        }
+        });
     }
 
     /// As [`Conv::multiply`], the rows from strips of numbers as they are multiplied, which `take`

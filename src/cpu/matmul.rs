@@ -1,13 +1,18 @@
 //! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
-use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, Pairing};
+use super::kernels::{
+    A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, MAX_SLOTS, Pairing,
+};
 use super::memory::Aligned;
 use super::stored::{Stored, StoredMut};
 use half::{bf16, f16};
 use std::ops::Range;
 
 /// Rows of a scratch block: a last tile may reach beyond the block.
-const SCRATCH_ROWS: usize = MAX_ROWS + 16;
+pub(super) const SCRATCH_ROWS: usize = MAX_ROWS + 16;
+
+/// The most columns of a block whose panels are finished one by one.
+const WIDEST: usize = 1024;
 
 /// Packed activations and sums of one block; they stay in the second-level cache.
 pub(super) struct Block {
@@ -21,14 +26,14 @@ impl Block {
         Block { a: Aligned::zeros(a), c: Aligned::zeros(c) }
     }
 
-    /// The sums of all rows, which are [`C_PITCH`] apart.
-    pub fn sums(&mut self) -> &mut [f32] {
-        &mut self.c
-    }
-
     /// The sums of a row.
     pub fn row(&mut self, row: usize, columns: usize) -> &mut [f32] {
         &mut self.c[row * C_PITCH..][..columns]
+    }
+
+    /// The sums of a row, and room for what [`Panels::multiply_part`] multiplies next.
+    pub fn turn(&mut self, row: usize) -> [&mut [f32]; 2] {
+        [&mut self.c[row * C_PITCH..][..C_PITCH], &mut self.a[row * A_PITCH..][..A_PITCH]]
     }
 }
 
@@ -54,7 +59,8 @@ impl Panels<'_> {
     /// Leaves in `block` the sums of some rows and slots. `pack(row, depths, to)` writes the
     /// left-hand side of one row of the block for a part of the reduction. `done(slot, sums)` is told
     /// of each panel whose sums are complete, while they are in the first-level cache: its first
-    /// slot and its sums, in rows of [`C_PITCH`].
+    /// slot and its sums, in rows of [`C_PITCH`]. A block has room for [`MAX_SLOTS`]; of more, where the
+    /// reduction has but one part, the last ones are left.
     pub fn multiply(
         &self,
         block: &mut Block,
@@ -63,8 +69,7 @@ impl Panels<'_> {
         pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
         done: impl FnMut(usize, &mut [f32]),
     ) {
-        assert!(rows <= MAX_ROWS && slots.len() <= MAX_COLUMNS);
-        assert!(slots.start.is_multiple_of(self.kernels.columns));
+        assert!(rows <= MAX_ROWS);
         match self.data {
             Columns::Singles(data) => self.multiply_singles(data, block, rows, slots, pack, done),
             Columns::Pairs(how, data) => {
@@ -76,29 +81,25 @@ impl Panels<'_> {
     fn multiply_singles(
         &self,
         data: &[f32],
-        block: &mut Block,
+        Block { a, c }: &mut Block,
         rows: usize,
         slots: Range<usize>,
         pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
         mut done: impl FnMut(usize, &mut [f32]),
     ) {
-        let width = self.kernels.columns;
         // Parts of equal depth, so that none is left too shallow to be worth its loads and stores.
-        let step = self.depth.div_ceil(self.depth.div_ceil(MAX_DEPTH));
+        let parts = parts_of(None, self.depth);
+        let step = self.depth.div_ceil(parts);
+        assert!(parts == 1 || slots.len() <= MAX_SLOTS);
         for start in (0..self.depth).step_by(step) {
             let depths = start..(start + step).min(self.depth);
             for row in 0..rows {
-                let to = &mut block.a[row * A_PITCH..][..depths.len()];
+                let to = &mut a[row * A_PITCH..][..depths.len()];
                 pack(row, depths.clone(), StoredMut::F32(to));
             }
-            for slot in slots.clone().step_by(width) {
-                let panel = &data[slot * self.depth..][..width * self.depth];
-                let b = &panel[depths.start * width..depths.end * width];
-                let c = &mut block.c[slot - slots.start..];
-                self.kernels.multiply(&block.a, b, rows, c, start == 0);
-                if depths.end == self.depth {
-                    done(slot, c);
-                }
+            for slots in runs(slots.clone()) {
+                let piece = Piece { rows, slots, depths: depths.clone() };
+                self.multiply_piece(data, a, piece, c, &mut done);
             }
         }
     }
@@ -106,21 +107,21 @@ impl Panels<'_> {
     fn multiply_pairs(
         &self,
         (how, data): (Pairing, &[[bf16; 2]]),
-        block: &mut Block,
+        Block { a, c }: &mut Block,
         rows: usize,
         slots: Range<usize>,
         pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
         mut done: impl FnMut(usize, &mut [f32]),
     ) {
-        let (width, all, terms) = (self.kernels.columns, how.pairs(self.depth), how.terms());
-        let parts = all.div_ceil(MAX_DEPTH / terms);
+        let (all, terms) = (how.pairs(self.depth), how.terms());
+        let parts = parts_of(Some(how), self.depth);
         let step = all.div_ceil(parts).next_multiple_of(how.step);
-        let products = self.kernels.pair_products();
+        assert!(parts == 1 || slots.len() <= MAX_SLOTS);
+        let a: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(a);
         let mut halves = [f16::ZERO; MAX_DEPTH];
         for start in (0..all).step_by(step) {
             let pairs = start..(start + step).min(all);
             let depths = 2 * start..(2 * pairs.end).min(self.depth);
-            let a: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(&mut block.a);
             if terms == 2 {
                 halves[depths.len()..].fill(f16::ZERO);
             }
@@ -136,17 +137,111 @@ impl Panels<'_> {
                     rest.fill(bf16::ZERO);
                 }
             }
-            for slot in slots.clone().step_by(width) {
-                let panel = &data[slot * all * terms..][..width * all * terms];
-                let b = &panel[pairs.start * width * terms..pairs.end * width * terms];
-                let c = &mut block.c[slot - slots.start..];
-                products.multiply(a, b, rows, c, start == 0);
-                if pairs.end == all {
-                    done(slot, c);
-                }
+            for slots in runs(slots.clone()) {
+                let piece = Piece { rows, slots, depths: pairs.clone() };
+                self.multiply_piece_of_pairs((how, data), a, piece, c, &mut done);
             }
         }
     }
+
+    /// Adds to `sums`, in rows of [`C_PITCH`], what rows that stand in `block` as they are multiplied
+    /// (see [`Block::turn`]) make with the part `depths` of the reduction; the first part begins
+    /// them. Pairs are of one term.
+    pub fn multiply_part(
+        &self,
+        block: &Block,
+        rows: usize,
+        slots: Range<usize>,
+        depths: Range<usize>,
+        sums: &mut [f32],
+    ) {
+        assert!(rows <= MAX_ROWS && slots.len() <= MAX_SLOTS);
+        match self.data {
+            Columns::Singles(data) => {
+                let piece = Piece { rows, slots, depths };
+                self.multiply_piece(data, &block.a, piece, sums, |_, _| {});
+            }
+            Columns::Pairs(how, data) => {
+                let depths = how.pairs(depths.start)..how.pairs(depths.end);
+                let (a, piece) = (bytemuck::cast_slice(&block.a), Piece { rows, slots, depths });
+                self.multiply_piece_of_pairs((how, data), a, piece, sums, |_, _| {});
+            }
+        }
+    }
+
+    fn multiply_piece(
+        &self,
+        data: &[f32],
+        a: &[f32],
+        Piece { rows, slots, depths }: Piece,
+        c: &mut [f32],
+        mut done: impl FnMut(usize, &mut [f32]),
+    ) {
+        let width = self.kernels.columns;
+        for (slot, b) in panels(data, width, [self.depth, width], slots.clone(), depths.clone()) {
+            let c = &mut c[slot - slots.start..];
+            self.kernels.multiply(a, b, rows, c, depths.start == 0);
+            if depths.end == self.depth {
+                done(slot, c);
+            }
+        }
+    }
+
+    fn multiply_piece_of_pairs(
+        &self,
+        (how, data): (Pairing, &[[bf16; 2]]),
+        a: &[[bf16; 2]],
+        Piece { rows, slots, depths }: Piece,
+        c: &mut [f32],
+        mut done: impl FnMut(usize, &mut [f32]),
+    ) {
+        let (width, all) = (self.kernels.columns, how.pairs(self.depth));
+        let (room, products) = ([all, width * how.terms()], self.kernels.pair_products());
+        for (slot, b) in panels(data, width, room, slots.clone(), depths.clone()) {
+            let c = &mut c[slot - slots.start..];
+            products.multiply(a, b, rows, c, depths.start == 0);
+            if depths.end == all {
+                done(slot, c);
+            }
+        }
+    }
+}
+
+/// The panels of some slots, each `width` of them: its first slot and its part `depths` of `[depth][row]`
+/// numbers.
+fn panels<T>(
+    data: &[T],
+    width: usize,
+    [depth, row]: [usize; 2],
+    slots: Range<usize>,
+    depths: Range<usize>,
+) -> impl Iterator<Item = (usize, &[T])> {
+    assert!(slots.start.is_multiple_of(width));
+    let panel = move |slot: usize| &data[slot / width * depth * row..][..depth * row];
+    let part = depths.start * row..depths.end * row;
+    slots.step_by(width).map(move |slot| (slot, &panel(slot)[part.clone()]))
+}
+
+/// Parts of a reduction that are multiplied one after another.
+fn parts_of(pairs: Option<Pairing>, depth: usize) -> usize {
+    match pairs {
+        None => depth.div_ceil(MAX_DEPTH),
+        Some(how) => how.pairs(depth).div_ceil(MAX_DEPTH / how.terms()),
+    }
+}
+
+/// Slots there is room for together, in turns.
+pub(super) fn runs(slots: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let run = move |start: usize| start..(start + MAX_SLOTS).min(slots.end);
+    slots.clone().step_by(MAX_SLOTS).map(run)
+}
+
+/// What of a product is multiplied together: rows, slots, and a part of the reduction, in pairs where
+/// numbers are.
+struct Piece {
+    rows: usize,
+    slots: Range<usize>,
+    depths: Range<usize>,
 }
 
 /// Packed weights `[K, depth]`, or several such parts whose sums are wanted together: then panels
@@ -241,7 +336,14 @@ impl Weights {
     pub fn blocks(&self, positions: usize, threads: usize) -> [usize; 2] {
         let height = self.kernels.rows();
         let whole = MAX_ROWS / height * height;
-        let (fewest, widest) = (positions.div_ceil(whole).max(1), MAX_COLUMNS / self.parts);
+        // Rows that are multiplied whole and finished panel by panel are packed for many columns at once.
+        let pairs = match self.panels {
+            Packed::Singles(_) => None,
+            Packed::Pairs(how, _) => Some(how),
+        };
+        let is_whole = self.parts == 1 && parts_of(pairs, self.depth) == 1;
+        let widest = if is_whole { WIDEST } else { MAX_COLUMNS / self.parts };
+        let fewest = positions.div_ceil(whole).max(1);
         let rows = |down: usize| positions.div_ceil(down).next_multiple_of(height).min(whole);
         let is_many = fewest * self.filters.div_ceil(widest) >= 16 * threads;
         if threads == 1 || is_many {
@@ -303,6 +405,7 @@ impl Weights {
         columns: Range<usize>,
         pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
     ) {
+        assert!(columns.len() * self.parts <= MAX_COLUMNS);
         self.multiply_slots(block, rows, columns, pack, |_, _| {});
     }
 
@@ -374,7 +477,7 @@ mod tests {
             for threads in [1, 2, 3, 4] {
                 let [rows, columns] = weights.blocks(positions, threads);
                 assert!(rows <= MAX_ROWS && rows.is_multiple_of(kernels.rows()));
-                assert!(columns <= MAX_COLUMNS && columns.is_multiple_of(kernels.columns));
+                assert!(columns <= WIDEST && columns.is_multiple_of(kernels.columns));
                 let (down, across) = (positions.div_ceil(rows), filters.div_ceil(columns));
                 assert!(threads == 1 || down * across >= 2 * threads, "{down} x {across}");
                 // Each block goes to the thread that is free first.

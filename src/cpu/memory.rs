@@ -254,6 +254,14 @@ impl View {
         self.pitch == self.channels
     }
 
+    /// Has the cache fetch some channels of a position.
+    pub fn expect(&self, position: usize, channels: Range<usize>) {
+        let element = self.precision.bytes();
+        let from = self.base.wrapping_add((position * self.pitch + channels.start) * element);
+        let lines = (0..channels.len() * element).step_by(size_of::<Line>());
+        lines.for_each(|line| fetch::<false, u8>(from.wrapping_add(line)));
+    }
+
     /// Some channels of a position. In a dense view they may run on into the next positions.
     #[inline]
     pub fn at(&self, position: usize, channels: Range<usize>) -> Stored<'_> {

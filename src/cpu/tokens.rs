@@ -135,7 +135,7 @@ impl Layer for Softmax {
             let value = &mut scratch.hidden[..c];
             for position in part.positions.clone() {
                 self.kernels.widen(x.at(position, 0..c), value);
-                let total = self.kernels.exponentials(value, 1.0);
+                let (_, total) = self.kernels.exponentials(value, f32::NEG_INFINITY, 1.0);
                 value.iter_mut().for_each(|v| *v = (*v as f64 / total) as f32);
                 part.put(position, 0, value);
             }

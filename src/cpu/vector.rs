@@ -94,14 +94,14 @@ pub(super) fn normalize(values: &mut [f32], with: &Norm<'_>) {
     }
 }
 
-/// `exp((x - largest) * scale)` in place, and the sum of that. Plain code: compiled once for each
-/// instruction set.
+/// `exp((x - largest) * scale)` in place, where `largest` is the largest of the values and `least`;
+/// that, and the sum of the results. Plain code: compiled once for each instruction set.
 #[inline(always)]
-pub(super) fn exponentials(values: &mut [f32], scale: f32) -> f64 {
-    let largest = fold(values, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+pub(super) fn exponentials(values: &mut [f32], least: f32, scale: f32) -> (f32, f64) {
+    let lanes = fold(values, least, |m, x| if x > m { x } else { m });
+    let largest = lanes.into_iter().fold(least, f32::max);
     values.iter_mut().for_each(|x| *x = math::exp32((*x - largest) * scale));
-    sum(values, |x| x)
+    (largest, sum(values, |x| x))
 }
 
 /// Partial sums, the same number for every instruction set so that their order is, too.
@@ -251,49 +251,80 @@ pub(super) mod x86 {
 
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
-    /// A register of stored numbers.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    pub(in super::super) fn load_avx512(from: Stored<'_>) -> __m512 {
-        match from {
-            Stored::F16(from) => {
-                let from: &[f16; 16] = from.try_into().expect("as long as a register");
-                // SAFETY: sixteen elements.
-                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    /// How an instruction set makes registers of stored numbers and stored numbers of registers.
+    macro_rules! converted {
+        ($features:literal, $register:ty, $lanes:literal, $load:ident, $keep:ident,
+            [$loadu:path, $load_half:path, $widen_half:path, $narrow_half:ident, $keep_half:path],
+            [$widen_u16:path, $shift:ident, $cast:path]) => {
+            /// A register of stored numbers.
+            #[inline]
+            #[target_feature(enable = $features)]
+            pub(in super::super) fn $load(from: Stored<'_>) -> $register {
+                match from {
+                    Stored::F16(from) => {
+                        let from: &[f16; $lanes] = from.try_into().expect("as long as a register");
+                        // SAFETY: as many elements as lanes.
+                        unsafe { $widen_half($load_half(from.as_ptr().cast())) }
+                    }
+                    Stored::Bf16(from) => {
+                        let from: &[bf16; $lanes] = from.try_into().expect("as long as a register");
+                        // SAFETY: as above.
+                        let bits = unsafe { $load_half(from.as_ptr().cast()) };
+                        $cast($shift::<16>($widen_u16(bits)))
+                    }
+                    Stored::F32(from) => {
+                        let from: &[f32; $lanes] = from.try_into().expect("as long as a register");
+                        // SAFETY: as above.
+                        unsafe { $loadu(from.as_ptr()) }
+                    }
+                }
             }
-            Stored::Bf16(from) => {
-                let from: &[bf16; 16] = from.try_into().expect("as long as a register");
-                // SAFETY: as above.
-                let bits = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
-            }
-            Stored::F32(from) => {
-                let from: &[f32; 16] = from.try_into().expect("as long as a register");
-                // SAFETY: as above.
-                unsafe { _mm512_loadu_ps(from.as_ptr()) }
-            }
-        }
-    }
 
-    /// A register as stored numbers.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    pub(in super::super) fn keep_avx512(
-        x: __m512,
-        to: StoredMut<'_>,
-        narrow: impl Fn(&[f32], StoredMut<'_>),
-    ) {
-        match to {
-            StoredMut::F16(to) => {
-                let to: &mut [f16; 16] = to.try_into().expect("as long as a register");
-                let halves = _mm512_cvtps_ph::<NEAREST>(x);
-                // SAFETY: sixteen elements.
-                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), halves) };
+            /// A register as stored numbers.
+            #[inline]
+            #[target_feature(enable = $features)]
+            pub(in super::super) fn $keep(
+                x: $register,
+                to: StoredMut<'_>,
+                narrow: impl Fn(&[f32], StoredMut<'_>),
+            ) {
+                match to {
+                    StoredMut::F16(to) => {
+                        let to: &mut [f16; $lanes] = to.try_into().expect("as long as a register");
+                        let halves = $narrow_half::<NEAREST>(x);
+                        // SAFETY: as many elements as lanes.
+                        unsafe { $keep_half(to.as_mut_ptr().cast(), halves) };
+                    }
+                    // SAFETY: the instruction set is enabled here.
+                    to => unsafe { keep_row(x, to, narrow) },
+                }
             }
-            // SAFETY: the instruction set is enabled here.
-            to => unsafe { keep_row(x, to, narrow) },
-        }
+        };
     }
+    converted!(
+        "avx512f,avx512bw,avx512vl,avx2,fma,f16c",
+        __m512,
+        16,
+        load_avx512,
+        keep_avx512,
+        [
+            _mm512_loadu_ps,
+            _mm256_loadu_si256,
+            _mm512_cvtph_ps,
+            _mm512_cvtps_ph,
+            _mm256_storeu_si256
+        ],
+        [_mm512_cvtepu16_epi32, _mm512_slli_epi32, _mm512_castsi512_ps]
+    );
+    converted!(
+        "avx2,fma,f16c",
+        __m256,
+        8,
+        load_avx2,
+        keep_avx2,
+        [_mm256_loadu_ps, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm_storeu_si128],
+        [_mm256_cvtepu16_epi32, _mm256_slli_epi32, _mm256_castsi256_ps]
+    );
 
     /// f16 to f32, exactly. The slices are equally long.
     #[inline]

@@ -329,6 +329,10 @@ fn attention(n: Numbers) -> Result<Vec<Case>> {
     let shape = Shape::Tokens { t: 70, c: 3 * 64 };
     let op = Op::Attention { heads: 1, queries: None };
     cases.push(step_after(n, 2, "attention", shape, [12.0, 0.0], |_| Ok(op))?);
+    // More keys than a query meets at once, so that larger logits turn up later.
+    let shape = Shape::Tokens { t: 590, c: 3 * 16 };
+    let op = Op::Attention { heads: 1, queries: None };
+    cases.push(step_after(n, 1, "attention of many", shape, [12.0, 0.0], |_| Ok(op))?);
     Ok(cases)
 }
 
