@@ -9,7 +9,7 @@
 use super::cache;
 use super::nvrtc::Output;
 use crate::error::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Cursor, Read, Write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
@@ -55,7 +55,8 @@ impl Archive {
         Ok(Archive { zip, entries, bytes: bytes.len() })
     }
 
-    /// Packs entries, each with its key and the compiler that made it.
+    /// Packs entries, each with its key and the compiler that made it; kernels of one source and the
+    /// same options share an entry.
     ///
     /// # Errors
     /// [`crate::Kind::Limit`] when they are more than an archive holds.
@@ -66,8 +67,13 @@ impl Archive {
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Deflated)
             .last_modified_time(zip::DateTime::default());
+        let mut packed = HashSet::new();
         for (key, compiler, output) in entries {
-            zip.start_file(format!("{key}-{compiler}"), options).map_err(|e| full(&e))?;
+            let name = format!("{key}-{compiler}");
+            if !packed.insert(name.clone()) {
+                continue;
+            }
+            zip.start_file(name, options).map_err(|e| full(&e))?;
             zip.write_all(&cache::encode(output)).map_err(|e| full(&e))?;
         }
         Ok(zip.finish().map_err(|e| full(&e))?.into_inner())
@@ -106,7 +112,8 @@ mod tests {
     fn packed() -> Vec<u8> {
         let output = |byte: u8| Output { cubin: vec![byte; 5000], ptx: vec![], log: "x".into() };
         let entry = |key: &str, byte| (key.to_string(), "12.9.86".to_string(), output(byte));
-        Archive::pack(&[entry("sm_80-gemm-0", 1), entry("sm_90-gemm-1", 2)]).unwrap()
+        let gemm = entry("sm_90-gemm-1", 2);
+        Archive::pack(&[entry("sm_80-gemm-0", 1), gemm.clone(), gemm]).unwrap()
     }
 
     #[test]
