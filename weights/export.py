@@ -161,7 +161,8 @@ def rounded(model, dtype):
     """Rounds, and returns what takes it back."""
     weights = [(p, p.data) for p in model.parameters() if p.ndim >= 2]
     for p, data in weights:
-        p.data = data.to(dtype).float()
+        # A package holds FP16, whatever is made of that.
+        p.data = data.half().to(dtype).float()
     hooks = [m.register_forward_hook(lambda _m, _i, out: out.to(dtype).float())
              for m in model.modules() if not list(m.children())]
 
