@@ -13,9 +13,12 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
 # Pictures' side, batch sizes, and the ratio that is wanted at the largest.
 NETWORKS = {
     "resnet50": (224, (1, 32, 256), 1.5), "vgg16_bn": (224, (1, 256), 1.15),
@@ -27,9 +30,15 @@ STEPS = "tests", "check", "memcheck", "racecheck", "speed"
 
 
 class Visit:
-    def __init__(self, args):
+    def __init__(self, args, folder):
         self.args, self.steps, self.rows = args, {}, []
-        self.binary = os.path.join(args.pack, "histokern")
+        self.revision = text(os.path.join(folder, "revision"))
+        self.binary, self.test = (os.path.join(folder, name) for name in ("histokern", "test-cuda"))
+        # Where the tests look for the checkout.
+        root = text(os.path.join(folder, "root"))
+        if not os.path.exists(root):
+            os.makedirs(os.path.dirname(root), exist_ok=True)
+            os.symlink(ROOT, root)
 
     def path(self, name):
         return os.path.join(self.args.out, name)
@@ -51,7 +60,7 @@ class Visit:
         return said if code == 0 else None
 
     def tests(self):
-        self.step("tests", [os.path.join(self.args.pack, "test-cuda")], self.args.limit)
+        self.step("tests", [self.test], self.args.limit)
 
     def check(self):
         said = self.step("check", [self.binary, "check", "--device", "cuda", "--json"], self.args.limit)
@@ -116,8 +125,7 @@ class Visit:
     def write(self):
         report = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "machine": machine(), "revision": text(os.path.join(self.args.pack, "revision")),
-            "steps": self.steps,
+            "machine": machine(), "revision": self.revision, "steps": self.steps,
             "rates": [dict(zip(("network", "batch", "who", "images_per_second", "spread"), row))
                       for row in self.rows],
         }
@@ -169,13 +177,13 @@ def machine():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="scripts/gpu-visit run DIR", description="one visit to a GPU")
+    parser = argparse.ArgumentParser(prog="scripts/gpu-visit run FILE", description="one visit to a GPU")
     parser.add_argument("pack", help=argparse.SUPPRESS)
     parser.add_argument("out", metavar="OUT", help="folder for results and logs")
     parser.add_argument("--steps", default=",".join(STEPS), help="with commas between [%(default)s]")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="with commas between [%(default)s]")
     parser.add_argument("--device", default="cuda", help="of `bench` [%(default)s]")
-    parser.add_argument("--seconds", type=float, default=4, help="of timing a network [%(default)s]")
+    parser.add_argument("--seconds", type=int, default=4, help="of timing a network [%(default)s]")
     parser.add_argument("--turns", type=int, default=2, help="of ours and theirs [%(default)s]")
     parser.add_argument("--limit", type=float, default=400, help="seconds for a step [%(default)s]")
     parser.add_argument("--compile", action="store_true",
@@ -191,11 +199,14 @@ def arguments():
 def main():
     args = arguments()
     os.makedirs(args.out, exist_ok=True)
-    visit = Visit(args)
-    for name in args.steps:
-        getattr(visit, name)()
-        # What is done is kept, whatever becomes of the rest.
-        visit.write()
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(args.pack) as pack:
+            pack.extractall(folder, filter="data")
+        visit = Visit(args, folder)
+        for name in args.steps:
+            getattr(visit, name)()
+            # What is done is kept, whatever becomes of the rest.
+            visit.write()
     if "speed" in args.steps:
         visit.table()
     sys.exit(any(step["exit"] != 0 for step in visit.steps.values()))
