@@ -342,7 +342,6 @@ fn compile_all(
         return Err(Error::device(wrong.join("\n")));
     }
     if let Some(file) = &choice.out {
-        packed.dedup_by(|a, b| a.0 == b.0);
         atomic::write_bytes(file, &Archive::pack(&packed)?)?;
         global.say(&format!("{}: {} kernels", file.display(), packed.len()));
     }
