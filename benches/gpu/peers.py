@@ -1,4 +1,4 @@
-"""peers.py NETWORK SIDE BATCHES SECONDS [--compile]: what PyTorch makes of a network on a GPU.
+"""peers.py NETWORK BATCHES SECONDS [--compile]: what PyTorch makes of a network on a GPU.
 
 One line of JSON: images per second by way and batch. Every way computes in half precision on random
 pictures that are in the GPU's memory, channels last, with cuDNN's own choice of algorithms: `half`, its
@@ -21,34 +21,12 @@ from torch import nn
 from torch.nn import functional
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "weights"))
-import families  # noqa: E402
+sys.path.insert(0, os.path.join(ROOT, "benches", "peers"))
+import nets  # noqa: E402
 
-VITS = {"vit_s16": "vit_small_patch16_224", "vit_b16": "vit_base_patch16_224",
-        "vit_l16": "vit_large_patch16_224"}
 SUMS = operator.add, operator.iadd, torch.add
 # Distance from f32 beyond which a way is not timed.
 RIGHT = 3e-2
-
-
-def build(name, side, device):
-    torch.manual_seed(1)
-    if name in VITS:
-        import timm
-        model = timm.create_model(VITS[name], pretrained=False, num_classes=0)
-    elif families.is_segmenter(name):
-        model = families.segmenter_of(name)
-    else:
-        model = families.encoder_of(name)
-    model = model.to(device)
-    norms = families.norms(model)
-    if norms:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = 1.0
-        model.train()
-        model(torch.randn(8, 3, side, side, device=device))
-    return model.eval()
 
 
 def folded(model):
@@ -144,7 +122,6 @@ def distance(y, want):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network")
-    parser.add_argument("side", type=int)
     parser.add_argument("batches")
     parser.add_argument("seconds", type=float)
     parser.add_argument("--compile", action="store_true")
@@ -153,15 +130,15 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device, batches = torch.device("cuda"), [int(b) for b in args.batches.split(",")]
-    model = build(args.network, args.side, device)
-    some = torch.randn(8, 3, args.side, args.side, device=device)
+    model, side = nets.build(args.network).to(device), nets.SIDES[args.network]
+    some = torch.randn(8, 3, side, side, device=device)
     want = model(some).float()
-    if args.network not in VITS:
+    if args.network not in nets.VITS:
         model = folded(model)
     half = model.half().to(memory_format=torch.channels_last)
 
     def pictures(batch):
-        x = torch.randn(batch, 3, args.side, args.side, device=device, dtype=torch.half)
+        x = torch.randn(batch, 3, side, side, device=device, dtype=torch.half)
         return x.to(memory_format=torch.channels_last)
 
     ways = {"pytorch half": half, "pytorch fused": fused(half)}

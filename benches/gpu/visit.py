@@ -19,7 +19,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-# Pictures' side, batch sizes, and the ratio that is wanted at the largest.
+# Pictures' side as in benches/peers/nets.py, batch sizes, and the ratio that is wanted at the largest.
 NETWORKS = {
     "resnet50": (224, (1, 32, 256), 1.5), "vgg16_bn": (224, (1, 256), 1.15),
     "densenet121": (224, (1, 256), 2.5), "vit_l16": (224, (1, 256), 1.1),
@@ -98,7 +98,7 @@ class Visit:
                 if not self.args.peers:
                     continue
                 said = self.step(f"peers-{name}-{turn}", [
-                    sys.executable, os.path.join(HERE, "peers.py"), name, str(side), sizes,
+                    sys.executable, os.path.join(HERE, "peers.py"), name, sizes,
                     str(self.args.seconds), *(["--compile"] if self.args.compile else [])],
                     self.args.limit)
                 theirs.append(json.loads(said.strip().splitlines()[-1]) if said else None)

@@ -19,8 +19,9 @@ import families  # noqa: E402
 
 # Side of the pictures.
 SIDES = {"vgg16_bn": 224, "resnet50": 224, "densenet121": 224, "unet": 256, "vit_s16": 224,
-         "vit_b16": 224, "resnet18": 224}
-VITS = {"vit_s16": ("vit_small_patch16_224", 6), "vit_b16": ("vit_base_patch16_224", 12)}
+         "vit_b16": 224, "resnet18": 224, "inception_v3": 299, "vit_l16": 224}
+VITS = {"vit_s16": ("vit_small_patch16_224", 6), "vit_b16": ("vit_base_patch16_224", 12),
+        "vit_l16": ("vit_large_patch16_224", 16)}
 
 
 def build(name):

@@ -4,10 +4,11 @@
 //! turns up (Milakov and Gimelshein, arXiv:1805.02867), so that no matrix of logits is kept. Logits and
 //! their softmax are f32, and in bf16 what comes of that is rounded to be multiplied with the values.
 
-use super::kernels::{C_PITCH, Kernels, MAX_ROWS, MAX_SLOTS, Pairing};
+use super::kernels::{C_PITCH, Kernels, MAX_ROWS, MAX_SLOTS};
 use super::layer::{Layer, Scratch, Site, weights};
 use super::matmul::{Block, Columns, Panels, SCRATCH_ROWS, runs};
 use super::memory::{Part, View};
+use super::pairs::Pairing;
 use super::stored::StoredMut;
 use crate::backend::Precision;
 use crate::graph::{Graph, ParamId, TensorId};

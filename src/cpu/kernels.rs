@@ -6,9 +6,10 @@
 use super::amx;
 use super::epilogue::{self, Finish, Finished};
 use super::isa::Isa;
+use super::pairs::{self, Pairing};
+use super::pool;
 use super::stored::{Stored, StoredMut};
 use super::vector::{self, Norm, narrow_half, tile, widen_half};
-use super::{pairs, pool};
 use crate::backend::Precision;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -33,38 +34,6 @@ type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, bool);
 
 /// See [`pairs::tile`].
 pub(super) type PairTile = unsafe fn(*const [bf16; 2], *const [bf16; 2], usize, *mut f32, bool);
-
-/// See [`Pairing`].
-type Split = unsafe fn(&[f16], &mut [bf16]);
-
-/// How numbers are multiplied as pairs of bf16.
-#[derive(Clone, Copy)]
-pub(super) struct Pairing {
-    /// Pairs of a row that are multiplied together: depths are filled up to whole steps.
-    pub step: usize,
-    /// For numbers that are sums of two bf16 ones, what takes whole steps of FP16 numbers apart: of each
-    /// step first the near numbers, then the rests.
-    split: Option<Split>,
-}
-
-impl Pairing {
-    /// bf16 numbers for each number.
-    pub fn terms(&self) -> usize {
-        1 + usize::from(self.split.is_some())
-    }
-
-    /// Pairs of a reduction, those it is filled up with included.
-    pub fn pairs(&self, depth: usize) -> usize {
-        depth.div_ceil(2).next_multiple_of(self.step)
-    }
-
-    /// Where an element of a reduction is stored: the pair of its near number, and that of the rest.
-    pub fn place(&self, element: usize) -> [usize; 2] {
-        let (step, pair) = (element / 2 / self.step, element / 2 % self.step);
-        let near = step * self.step * self.terms() + pair;
-        [near, near + self.step]
-    }
-}
 
 /// The right to multiply pairs in this thread.
 pub(super) struct PairProducts {

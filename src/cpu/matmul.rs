@@ -1,9 +1,8 @@
 //! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
-use super::kernels::{
-    A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, MAX_SLOTS, Pairing,
-};
+use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, MAX_SLOTS};
 use super::memory::Aligned;
+use super::pairs::Pairing;
 use super::stored::{Stored, StoredMut};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -162,6 +161,7 @@ impl Panels<'_> {
                 self.multiply_piece(data, &block.a, piece, sums, |_, _| {});
             }
             Columns::Pairs(how, data) => {
+                assert!(how.terms() == 1);
                 let depths = how.pairs(depths.start)..how.pairs(depths.end);
                 let (a, piece) = (bytemuck::cast_slice(&block.a), Piece { rows, slots, depths });
                 self.multiply_piece_of_pairs((how, data), a, piece, sums, |_, _| {});

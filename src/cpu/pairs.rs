@@ -7,7 +7,39 @@
 //! what is rounded to bf16 or comes out of a link is never one.
 
 use super::kernels::{A_PITCH, C_PITCH};
-use half::bf16;
+use half::{bf16, f16};
+
+/// See [`Pairing`].
+type Split = unsafe fn(&[f16], &mut [bf16]);
+
+/// How numbers are multiplied as pairs of bf16.
+#[derive(Clone, Copy)]
+pub(super) struct Pairing {
+    /// Pairs of a row that are multiplied together: depths are filled up to whole steps.
+    pub step: usize,
+    /// For numbers that are sums of two bf16 ones, what takes whole steps of FP16 numbers apart: of each
+    /// step first the near numbers, then the rests.
+    pub split: Option<Split>,
+}
+
+impl Pairing {
+    /// bf16 numbers for each number.
+    pub fn terms(&self) -> usize {
+        1 + usize::from(self.split.is_some())
+    }
+
+    /// Pairs of a reduction, those it is filled up with included.
+    pub fn pairs(&self, depth: usize) -> usize {
+        depth.div_ceil(2).next_multiple_of(self.step)
+    }
+
+    /// Where an element of a reduction is stored: the pair of its near number, and that of the rest.
+    pub fn place(&self, element: usize) -> [usize; 2] {
+        let (step, pair) = (element / 2 / self.step, element / 2 % self.step);
+        let near = step * self.step * self.terms() + pair;
+        [near, near + self.step]
+    }
+}
 
 /// The numbers that round to the smallest normal one are at least this large.
 const LEAST: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1u64 << 25) as f64);
