@@ -90,8 +90,8 @@ impl Drop for Tiles {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use super::{A_PITCH, C_PITCH, COLUMNS, STEP, Tiles};
+    use crate::cpu::aligned::Aligned;
     use crate::cpu::kernels::PairTile;
-    use crate::cpu::memory::Aligned;
     use half::{bf16, f16};
     use std::arch::asm;
     use std::arch::x86_64::*;

@@ -1,9 +1,10 @@
 //! What the session and its layers agree on: a layer is a step with its weights packed, and a site
 //! is where it runs.
 
+use super::aligned::Aligned;
 use super::kernels::Kernels;
 use super::matmul::Block;
-use super::memory::{Aligned, Machine, Sink, View};
+use super::memory::{Machine, Sink, View};
 use crate::graph::{Graph, ParamData, ParamId};
 use half::f16;
 use std::sync::Mutex;

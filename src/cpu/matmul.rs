@@ -1,7 +1,7 @@
 //! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
+use super::aligned::Aligned;
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, MAX_SLOTS};
-use super::memory::Aligned;
 use super::pairs::Pairing;
 use super::stored::{Stored, StoredMut};
 use half::{bf16, f16};

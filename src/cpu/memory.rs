@@ -3,70 +3,17 @@
 //! All raw pointers of the session are here. A [`View`] only reads; the only way to write a
 //! tensor is [`Sink::fill`], which cuts it into rectangles and gives each to one task.
 
+use super::aligned::Line;
 use super::epilogue::{Finish, Finished};
 use super::kernels::{C_PITCH, Kernels};
 use super::layer::Scratch;
 use super::stored::{Stored, StoredMut, stored_as};
 use super::team::Team;
 use crate::backend::Precision;
-use crate::error::{Error, Result};
-use bytemuck::Zeroable;
+
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::Range;
 use std::sync::Mutex;
-
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// Numbers that start at a cache line.
-pub(super) struct Aligned<T> {
-    lines: Vec<Line>,
-    kind: PhantomData<T>,
-}
-
-impl<T: bytemuck::Pod> Aligned<T> {
-    /// Nothing yet.
-    pub const fn empty() -> Aligned<T> {
-        Aligned { lines: Vec::new(), kind: PhantomData }
-    }
-
-    /// `elements` zeros.
-    pub fn zeros(elements: usize) -> Aligned<T> {
-        let lines = (elements * size_of::<T>()).div_ceil(64);
-        Aligned { lines: vec![Line::zeroed(); lines], kind: PhantomData }
-    }
-
-    /// Makes room for at least `elements`; what was there is lost.
-    ///
-    /// # Errors
-    /// [`crate::Kind::Limit`] when the memory cannot be had, or when `elements` is `None`.
-    pub fn grow(&mut self, elements: Option<usize>) -> Result<()> {
-        let refused = || Error::limit("the activations do not fit into memory");
-        let bytes = elements.and_then(|n| n.checked_mul(size_of::<T>())).ok_or_else(refused)?;
-        let lines = bytes.div_ceil(64);
-        if lines > self.lines.len() {
-            self.lines = Vec::new();
-            self.lines.try_reserve_exact(lines).map_err(|e| refused().caused_by(e))?;
-            self.lines.resize(lines, Line::zeroed());
-        }
-        Ok(())
-    }
-}
-
-impl<T: bytemuck::Pod> Deref for Aligned<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        bytemuck::cast_slice(&self.lines)
-    }
-}
-
-impl<T: bytemuck::Pod> DerefMut for Aligned<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.lines)
-    }
-}
 
 /// The same channels of consecutive positions, to write.
 pub(super) struct RowsMut<'a> {

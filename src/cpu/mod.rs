@@ -38,6 +38,7 @@
 //! `kernels`, of which there is one set for each [`Isa`] and precision, and `epilogue` turns their
 //! sums into stored numbers.
 
+mod aligned;
 mod amx;
 mod attention;
 mod bag;

@@ -246,8 +246,8 @@ mod tests {
     use super::*;
     use crate::backend::Precision;
     use crate::cpu::Isa;
+    use crate::cpu::aligned::Aligned;
     use crate::cpu::kernels::Kernels;
-    use crate::cpu::memory::Aligned;
     use crate::cpu::stored::StoredMut;
 
     /// SplitMix64.

@@ -1,5 +1,6 @@
 //! A graph readied on this backend: layers with packed weights, and one arena.
 
+use super::aligned::Aligned;
 use super::attention::Attention;
 use super::bag::{AttentionPool, AttentionScore, RowDot};
 use super::conv::Conv;
@@ -7,7 +8,7 @@ use super::copy::{Copy, Flatten, Normalize, Patches};
 use super::kernels::Kernels;
 use super::layer::{Layer, Scratch, Site};
 use super::matmul::Block;
-use super::memory::{Aligned, Machine, Sink, View};
+use super::memory::{Machine, Sink, View};
 use super::norm::{Affine, BatchNorm};
 use super::parts::{ConvTranspose2x2, GatedLinear};
 use super::pool::Pool;

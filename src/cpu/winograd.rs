@@ -12,10 +12,11 @@
 //! a bit. The tiles of a block and their sums stay close to the second-level cache; each element of a
 //! tile is one matrix product by the microkernels of `kernels`.
 
+use super::aligned::Aligned;
 use super::conv::After;
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH};
 use super::layer::{Layer, Site, weights};
-use super::memory::{Aligned, Part, View};
+use super::memory::{Part, View};
 use super::transforms::{self, Four, LANES, Number, Scheme, Transforms};
 use crate::backend::Precision;
 use crate::graph::{Graph, Op, Shape, Step, Window};

@@ -1,0 +1,208 @@
+//! Numbers that start at a cache line, on large pages where there are many.
+//!
+//! Weights and activations are read from end to end. With pages of 4 KiB a processor looks up an address
+//! for every 64 lines of them, in a virtual machine in two tables after each other.
+
+use crate::error::{Error, Result};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, Weak};
+
+/// A cache line.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(super) struct Line([u8; 64]);
+
+/// A large page, in bytes, of x86-64, and of aarch64 with small ones of 4 KiB.
+const LARGE: usize = 2 << 20;
+
+/// Addresses that are had together, for numbers of less than a quarter of it; what is not written takes
+/// no memory.
+const TOGETHER: usize = 64 << 20;
+
+/// Numbers that start at a cache line.
+pub(super) struct Aligned<T> {
+    lines: Lines,
+    kind: PhantomData<T>,
+}
+
+impl<T: bytemuck::Pod> Aligned<T> {
+    /// Nothing yet.
+    pub const fn empty() -> Aligned<T> {
+        Aligned { lines: Lines::NONE, kind: PhantomData }
+    }
+
+    /// `elements` zeros, to be kept about as long as those made before and after: they stand on the same
+    /// pages, which are given back together.
+    pub fn zeros(elements: usize) -> Aligned<T> {
+        let count = (elements * size_of::<T>()).div_ceil(size_of::<Line>());
+        let lines = Lines::beside_others(count);
+        let lines = lines.unwrap_or_else(|| handle_alloc_error(Layout::new::<[T; 1]>()));
+        Aligned { lines, kind: PhantomData }
+    }
+
+    /// Makes room for at least `elements`; what was there is lost.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Limit`] when the memory cannot be had, or when `elements` is `None`.
+    pub fn grow(&mut self, elements: Option<usize>) -> Result<()> {
+        let refused = || Error::limit("the activations do not fit into memory");
+        let bytes = elements.and_then(|n| n.checked_mul(size_of::<T>())).ok_or_else(refused)?;
+        let lines = bytes.div_ceil(size_of::<Line>());
+        if lines > self.lines.count {
+            self.lines = Lines::NONE;
+            self.lines = Lines::alone(lines).ok_or_else(refused)?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: bytemuck::Pod> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let Lines { first, count, .. } = self.lines;
+        // SAFETY: as many lines as were had and written; see `Lines`.
+        bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(first.as_ptr(), count) })
+    }
+}
+
+impl<T: bytemuck::Pod> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let Lines { first, count, .. } = self.lines;
+        // SAFETY: as above, and borrowed alone.
+        bytemuck::cast_slice_mut(unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), count) })
+    }
+}
+
+/// Cache lines of a region that nobody else has, all of them written.
+struct Lines {
+    first: NonNull<Line>,
+    count: usize,
+    _region: Option<Arc<Region>>,
+}
+
+// SAFETY: plain memory that belongs to its owner.
+unsafe impl Send for Lines {}
+// SAFETY: as above.
+unsafe impl Sync for Lines {}
+
+impl Lines {
+    const NONE: Lines = Lines { first: NonNull::dangling(), count: 0, _region: None };
+
+    /// Lines of zeros in a region of their own; `None` where the memory cannot be had.
+    fn alone(count: usize) -> Option<Lines> {
+        if count == 0 {
+            return Some(Lines::NONE);
+        }
+        let region = Arc::new(Region::new(count.checked_mul(size_of::<Line>())?)?);
+        // SAFETY: all of a region that nobody else knows.
+        Some(unsafe { Lines::take(region, 0, count) })
+    }
+
+    /// As [`Lines::alone`], in one region with those had before, unless they are very many.
+    fn beside_others(count: usize) -> Option<Lines> {
+        /// The region that was had last, and its lines that are taken.
+        static LAST: Mutex<(Weak<Region>, usize)> = Mutex::new((Weak::new(), 0));
+        const ALL: usize = TOGETHER / size_of::<Line>();
+
+        if count == 0 || count > ALL / 4 {
+            return Lines::alone(count);
+        }
+        let mut last = LAST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (region, first) = match last.0.upgrade().filter(|_| last.1 + count <= ALL) {
+            Some(region) => (region, last.1),
+            None => {
+                let region = Arc::new(Region::new(TOGETHER)?);
+                last.0 = Arc::downgrade(&region);
+                (region, 0)
+            }
+        };
+        last.1 = first + count;
+        // SAFETY: behind all lines that were taken, and not too many for the region.
+        Some(unsafe { Lines::take(region, first, count) })
+    }
+
+    /// Fills lines of a region with zeros.
+    ///
+    /// # Safety
+    /// The region has them, and nobody else ever gets them.
+    unsafe fn take(region: Arc<Region>, first: usize, count: usize) -> Lines {
+        // SAFETY: the caller's.
+        let first = unsafe { region.start.cast::<Line>().add(first) };
+        // SAFETY: as above.
+        unsafe { first.write_bytes(0, count) };
+        Lines { first, count, _region: Some(region) }
+    }
+}
+
+/// An allocation on large pages, if the system has them and it is large.
+struct Region {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: an address; the memory behind it belongs to `Lines`.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// `bytes`, more than none, which are not written yet.
+    fn new(bytes: usize) -> Option<Region> {
+        let align = if bytes < LARGE { align_of::<Line>() } else { LARGE };
+        let layout = Layout::from_size_align(bytes, align).ok()?;
+        assert!(bytes > 0);
+        // SAFETY: of a size that is not zero.
+        let start = NonNull::new(unsafe { alloc(layout) })?;
+        if align == LARGE {
+            prefer_large_pages(start, bytes);
+        }
+        Some(Region { start, layout })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and no lines of it are left.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+/// Before memory is written: a system may refuse, and then has small pages.
+fn prefer_large_pages(start: NonNull<u8>, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: whole pages of an allocation, of whose contents it changes nothing.
+    unsafe {
+        libc::madvise(start.as_ptr().cast(), bytes / LARGE * LARGE, libc::MADV_HUGEPAGE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_any_count_are_zeros_at_cache_lines() {
+        for count in [0, 1, 16, 17, LARGE / 4 - 1, LARGE / 4, LARGE + 5, TOGETHER / 4] {
+            let mut numbers = Aligned::<f32>::zeros(count);
+            assert!(numbers.len() >= count && numbers.iter().all(|&x| x == 0.0));
+            assert!((numbers.as_ptr() as usize).is_multiple_of(64));
+            numbers.fill(1.0);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_refused_and_the_rest_is_had_later() {
+        let mut numbers = Aligned::<f32>::zeros(100);
+        for elements in [None, Some(usize::MAX), Some(usize::MAX / 8), Some(1 << 60)] {
+            assert_eq!(numbers.grow(elements).unwrap_err().kind(), crate::Kind::Limit);
+        }
+        numbers.grow(Some(LARGE)).unwrap();
+        assert!(numbers.len() >= LARGE && numbers.iter().all(|&x| x == 0.0));
+    }
+}
