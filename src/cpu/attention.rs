@@ -4,6 +4,7 @@
 //! turns up (Milakov and Gimelshein, arXiv:1805.02867), so that no matrix of logits is kept. Logits and
 //! their softmax are f32, and in bf16 what comes of that is rounded to be multiplied with the values.
 
+use super::cut::Cut;
 use super::kernels::{C_PITCH, Kernels, MAX_ROWS, MAX_SLOTS};
 use super::layer::{Layer, Scratch, Site, weights};
 use super::matmul::{Block, Columns, Panels, SCRATCH_ROWS, runs};
@@ -287,8 +288,7 @@ impl Layer for Attention {
         // Queries that share packed keys and values, or fewer where heads would not go round.
         let threads = site.on.team.threads();
         let span = if threads == 1 || heads >= 2 * threads { self.count } else { self.rows };
-        site.sink.fill_rows(&site.on, self.count, [span, self.width], |part, scratch| {
-            self.head(&x, part, scratch)
-        });
+        let cut = Cut::blocks([self.count, site.sink.channels()], [span, self.width]);
+        site.sink.fill_tasks(&site.on, &cut, |part, scratch| self.head(&x, part, scratch));
     }
 }

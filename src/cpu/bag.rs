@@ -81,7 +81,7 @@ impl Layer for AttentionScore {
     fn run(&self, site: &Site<'_>) {
         let x = site.inputs[0];
         let width = self.v.weights.filters();
-        let rows = self.v.weights.blocks(x.positions(), 1)[0];
+        let rows = self.v.weights.cut(x.positions(), 1).largest()[0];
         site.sink.fill(&site.on, [rows, site.sink.channels()], |part, scratch| {
             let (first, rows) = (part.positions.start, part.positions.len());
             let (block, hidden) = (&mut scratch.block, &mut scratch.hidden);

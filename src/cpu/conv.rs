@@ -127,10 +127,10 @@ impl Layer for Conv {
 
     fn run(&self, site: &Site<'_>) {
         let x = site.inputs[0];
-        let sizes = self.weights.blocks(site.sink.positions(), site.on.team.threads());
+        let cut = self.weights.cut(site.sink.positions(), site.on.team.threads());
         let strips = self.strips.as_ref().filter(|_| x.is_dense());
         let precision = self.kernels.pairs.map(|_| self.kernels.precision);
-        site.sink.fill(&site.on, sizes, |part, scratch| match (strips, precision) {
+        site.sink.fill_tasks(&site.on, &cut, |part, scratch| match (strips, precision) {
             (Some(strips), Some(Precision::Bf16)) => {
                 let take = |from: Stored<'_>, to: &mut [bf16]| to.copy_from_slice(from.of());
                 self.multiply_strips(strips, site, part, scratch, take);

@@ -1,11 +1,13 @@
 //! Blocks of `x w`: the part shared by convolutions, linear layers and attention.
 
 use super::aligned::Aligned;
+use super::cut::{Cut, Limits};
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, MAX_SLOTS};
 use super::pairs::Pairing;
 use super::stored::{Stored, StoredMut};
 use half::{bf16, f16};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Rows of a scratch block: a last tile may reach beyond the block.
 pub(super) const SCRATCH_ROWS: usize = MAX_ROWS + 16;
@@ -252,6 +254,8 @@ pub(super) struct Weights {
     depth: usize,
     filters: usize,
     parts: usize,
+    /// Positions and threads of the last [`Weights::cut`], and how it was.
+    last: Mutex<Option<([usize; 2], Cut)>>,
 }
 
 /// Panels of weights: see [`Columns`].
@@ -275,6 +279,7 @@ impl Weights {
             depth,
             filters,
             parts: 1,
+            last: Mutex::default(),
         };
         weights.write(weight, |filter, _| filter);
         weights
@@ -294,13 +299,14 @@ impl Weights {
             Some(how) => Packed::Pairs(how, Aligned::zeros(slots * how.pairs(depth) * how.terms())),
             None => Packed::Singles(Aligned::zeros(slots * depth)),
         };
-        let mut weights = Weights { kernels, panels, depth, filters, parts };
+        let last = Mutex::default();
+        let mut weights = Weights { kernels, panels, depth, filters, parts, last };
         weights.write(weight, row);
         weights
     }
 
     fn write(&mut self, weight: &[f16], row: impl Fn(usize, usize) -> usize) {
-        let Weights { kernels, ref mut panels, depth, filters, parts } = *self;
+        let Weights { kernels, ref mut panels, depth, filters, parts, .. } = *self;
         let width = kernels.columns;
         let mut numbers = vec![0.0; depth];
         for (k, part) in (0..filters).flat_map(|k| (0..parts).map(move |part| (k, part))) {
@@ -331,11 +337,19 @@ impl Weights {
         self.filters
     }
 
-    /// How to cut `[positions, K]` sums into blocks for a team: large ones for the cache, and of those
-    /// the ones with which the last of the threads is done first, several for each thread.
-    pub fn blocks(&self, positions: usize, threads: usize) -> [usize; 2] {
+    /// How `[positions, K]` sums are cut into the tasks of a team. Of activations and weights the larger
+    /// ones are to be read but once.
+    pub fn cut(&self, positions: usize, threads: usize) -> Cut {
+        let key = [positions, threads];
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last {
+            Some((of, cut)) if of == key => cut,
+            _ => last.insert((key, self.best_cut(positions, threads))).1,
+        }
+    }
+
+    fn best_cut(&self, positions: usize, threads: usize) -> Cut {
         let height = self.kernels.rows();
-        let whole = MAX_ROWS / height * height;
         // Rows that are multiplied whole and finished panel by panel are packed for many columns at once.
         let pairs = match self.panels {
             Packed::Singles(_) => None,
@@ -343,57 +357,12 @@ impl Weights {
         };
         let is_whole = self.parts == 1 && parts_of(pairs, self.depth) == 1;
         let widest = if is_whole { WIDEST } else { MAX_COLUMNS / self.parts };
-        let fewest = positions.div_ceil(whole).max(1);
-        let rows = |down: usize| positions.div_ceil(down).next_multiple_of(height).min(whole);
-        let is_many = fewest * self.filters.div_ceil(widest) >= 16 * threads;
-        if threads == 1 || is_many {
-            return [rows(fewest), widest];
-        }
-        let mut best = (usize::MAX, [whole, widest]);
-        let mut columns = widest;
-        while columns >= self.kernels.columns {
-            let across = self.filters.div_ceil(columns);
-            for down in (fewest..=fewest + 2 * threads).step_by(threads.div_ceil(4)) {
-                let rows = rows(down);
-                let few = positions.div_ceil(rows) * across < 2 * threads;
-                let time = self.time(positions, [rows, columns], threads) << usize::from(few);
-                best = best.min((time, [rows, columns]));
-            }
-            columns /= 2;
-        }
-        best.1
-    }
-
-    /// Until the last of the threads is done, in products of one row and one column, if each takes the
-    /// next block when it is done with one.
-    fn time(&self, positions: usize, [rows, columns]: [usize; 2], threads: usize) -> usize {
-        /// What it takes to pack a row and to read a column of weights, in products.
-        const PACK: usize = 8;
-        const READ: usize = 4;
-        let across = self.filters.div_ceil(columns);
-        let columns = columns.min(self.filters);
-        let block = |rows: usize| (rows + READ) * (columns + PACK);
-        let down = positions.div_ceil(rows).max(1);
-        let (whole, last) = (block(rows), block(positions - (down - 1) * rows));
-        // Blocks of the last rows come last. Before them some threads have done a block more.
-        let tasks = (down - 1) * across;
-        let mut more = Free {
-            at: (tasks / threads + 1) * whole,
-            threads: tasks % threads,
-            left: tasks % threads,
+        let limits = Limits {
+            tile: [height, self.kernels.columns],
+            most: [MAX_ROWS / height * height, widest],
+            downwards: positions < self.filters * self.parts,
         };
-        let fewer = threads - more.threads;
-        let mut less = Free { at: tasks / threads * whole, threads: fewer, left: fewer };
-        let mut end = if more.threads > 0 { more.at } else { less.at };
-        for _ in 0..across {
-            let next = if more.threads > 0 && more.at < less.at { &mut more } else { &mut less };
-            end = end.max(next.at + last);
-            next.left -= 1;
-            if next.left == 0 {
-                (next.at, next.left) = (next.at + last, next.threads);
-            }
-        }
-        end
+        Cut::product([positions, self.filters], &limits, threads)
     }
 
     /// Leaves in `block` the sums of some rows and columns. `pack(row, depths, to)` writes the
@@ -450,47 +419,6 @@ impl Weights {
         for (i, to) in to.chunks_mut(width).enumerate() {
             let slot = (i * self.parts + part) * width;
             to.copy_from_slice(&block.c[row * C_PITCH + slot..][..to.len()]);
-        }
-    }
-}
-
-/// Threads that are free at the same time, and how many of them have nothing to do yet.
-struct Free {
-    at: usize,
-    threads: usize,
-    left: usize,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Precision;
-    use crate::cpu::Isa;
-
-    /// Blocks as large as they go would leave threads idle: one of two for an eighth of the time with
-    /// seven blocks of 112 rows, one of two for a twentieth with the 197 tokens of a ViT.
-    #[test]
-    fn few_blocks_go_round() {
-        let kernels = Kernels::of(Isa::Portable, Precision::F16).unwrap();
-        for (positions, filters) in [(7 * MAX_ROWS, 128), (197, 384), (49, 2048), (196, 256)] {
-            let weights = Weights::pack(kernels, &vec![f16::ZERO; filters * 8], filters);
-            for threads in [1, 2, 3, 4] {
-                let [rows, columns] = weights.blocks(positions, threads);
-                assert!(rows <= MAX_ROWS && rows.is_multiple_of(kernels.rows()));
-                assert!(columns <= WIDEST && columns.is_multiple_of(kernels.columns));
-                let (down, across) = (positions.div_ceil(rows), filters.div_ceil(columns));
-                assert!(threads == 1 || down * across >= 2 * threads, "{down} x {across}");
-                // Each block goes to the thread that is free first.
-                let mut busy = vec![0; threads];
-                for block in 0..down * across {
-                    let first = (0..threads).min_by_key(|&thread| busy[thread]).unwrap();
-                    let [row, column] = [block / across * rows, block % across * columns];
-                    busy[first] += rows.min(positions - row) * columns.min(filters - column);
-                }
-                let (last, all) = (busy.iter().max().unwrap(), positions * filters);
-                let loss = (last * threads) as f64 / all as f64;
-                assert!(loss < 1.045, "{positions} x {filters} on {threads}: {loss}");
-            }
         }
     }
 }

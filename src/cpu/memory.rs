@@ -4,6 +4,7 @@
 //! tensor is [`Sink::fill`], which cuts it into rectangles and gives each to one task.
 
 use super::aligned::Line;
+use super::cut::Cut;
 use super::epilogue::{Finish, Finished};
 use super::kernels::{C_PITCH, Kernels};
 use super::layer::Scratch;
@@ -292,37 +293,32 @@ impl Sink {
         })
     }
 
-    /// Cuts the tensor into rectangles of at most `block` positions and channels and has the team
-    /// fill them, each by one call that also gets its worker's scratch.
+    /// Cuts the tensor into rectangles of `block` positions and channels and has the team fill them: see
+    /// [`Sink::fill_tasks`].
     pub fn fill(
         &self,
         on: &Machine<'_>,
         block: [usize; 2],
         work: impl Fn(&mut Part<'_>, &mut Scratch) + Sync,
     ) {
-        self.fill_rows(on, self.positions, block, work);
+        self.fill_tasks(on, &Cut::blocks([self.positions, self.channels], block), work);
     }
 
-    /// As [`Sink::fill`], with rectangles that do not reach from one row of `row` positions into
-    /// the next.
-    pub fn fill_rows(
+    /// Has the team fill rectangles, each by one call that also gets its worker's scratch. If the cut is that
+    /// of fewer positions, all those that follow are cut alike.
+    pub fn fill_tasks(
         &self,
         on: &Machine<'_>,
-        row: usize,
-        block: [usize; 2],
+        cut: &Cut,
         work: impl Fn(&mut Part<'_>, &mut Scratch) + Sync,
     ) {
-        assert!(row > 0 && self.positions.is_multiple_of(row));
-        let (across, down) = (self.channels.div_ceil(block[1]), row.div_ceil(block[0]));
-        on.team.each(self.positions / row * down * across, |worker, task| {
-            let (task, c) = (task / across, task % across * block[1]);
-            let (start, p) = (task / down * row, task % down * block[0]);
-            let mut part = Part {
-                sink: self,
-                kernels: on.kernels,
-                positions: start + p..start + (p + block[0]).min(row),
-                channels: c..(c + block[1]).min(self.channels),
-            };
+        let [row, channels] = cut.size();
+        assert!(row > 0 && self.positions.is_multiple_of(row) && channels == self.channels);
+        on.team.each(self.positions / row * cut.tasks(), |worker, task| {
+            let start = task / cut.tasks() * row;
+            let [positions, channels] = cut.task(task % cut.tasks());
+            let positions = start + positions.start..start + positions.end;
+            let mut part = Part { sink: self, kernels: on.kernels, positions, channels };
             let scratch = on.scratch[worker].lock();
             work(&mut part, &mut scratch.unwrap_or_else(|poisoned| poisoned.into_inner()));
         });

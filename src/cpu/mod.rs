@@ -45,6 +45,7 @@ mod bag;
 pub mod ceiling;
 mod conv;
 mod copy;
+mod cut;
 mod epilogue;
 mod isa;
 mod kernels;

@@ -36,8 +36,8 @@ impl GatedLinear {
 impl Layer for GatedLinear {
     fn run(&self, site: &Site<'_>) {
         let x = site.inputs[0];
-        let sizes = self.weights.blocks(site.sink.positions(), site.on.team.threads());
-        site.sink.fill(&site.on, sizes, |part, scratch| {
+        let cut = self.weights.cut(site.sink.positions(), site.on.team.threads());
+        site.sink.fill_tasks(&site.on, &cut, |part, scratch| {
             let (first, columns) = (part.positions.start, part.channels.clone());
             let (block, rows) = (&mut scratch.block, part.positions.len());
             self.weights.multiply(block, rows, columns.clone(), |row, depths, to| {
@@ -88,7 +88,7 @@ impl ConvTranspose2x2 {
 impl Layer for ConvTranspose2x2 {
     fn run(&self, site: &Site<'_>) {
         let (x, w) = (site.inputs[0], self.width);
-        let [rows, columns] = self.weights.blocks(x.positions(), site.on.team.threads());
+        let [rows, columns] = self.weights.cut(x.positions(), site.on.team.threads()).largest();
         // Whole lines of the input, for a line of it fills two lines of the output.
         let lines = (MAX_ROWS / w).max(1);
         site.sink.fill(&site.on, [4 * w * lines, columns], |part, scratch| {

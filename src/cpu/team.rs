@@ -102,7 +102,7 @@ impl Team {
             return (0..tasks).for_each(|task| work(0, task));
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let share = |worker: usize| worker * tasks / workers;
+        let share = |worker: usize| share(tasks, workers, worker);
         for (worker, next) in self.next[..workers].iter().enumerate() {
             next.0.store(share(worker), Ordering::Relaxed);
         }
@@ -117,6 +117,22 @@ impl Team {
                 }
             }
         });
+    }
+
+    /// When the last of so many workers is done, if each task takes them what `cost` says.
+    pub fn rehearse(tasks: usize, workers: usize, cost: impl Fn(usize) -> usize) -> usize {
+        let share = |worker: usize| share(tasks, workers, worker);
+        let mut next: Vec<usize> = (0..workers).map(share).collect();
+        let mut busy = vec![0; workers];
+        for _ in 0..tasks {
+            let worker = (0..workers).min_by_key(|&worker| busy[worker]).expect("one at least");
+            let mut owners = (worker..workers).chain(0..worker);
+            let owner = owners.find(|&owner| next[owner] < share(owner + 1));
+            let task = &mut next[owner.expect("a task is left")];
+            busy[worker] += cost(*task);
+            *task += 1;
+        }
+        busy.into_iter().max().unwrap_or(0)
     }
 
     /// Calls `work` with each worker's number below `workers` at once, on threads of their own but
@@ -201,6 +217,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// The first of the tasks a worker begins with.
+fn share(tasks: usize, workers: usize, worker: usize) -> usize {
+    worker * tasks / workers
 }
 
 /// Waits without sleeping, for a moment; returns whether that was enough.

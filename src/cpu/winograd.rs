@@ -14,6 +14,7 @@
 
 use super::aligned::Aligned;
 use super::conv::After;
+use super::cut::Cut;
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH};
 use super::layer::{Layer, Site, weights};
 use super::memory::{Part, View};
@@ -310,10 +311,9 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
         }
     }
 
-    /// How to cut the output for a team, as a row that no rectangle leaves and the largest rectangle:
-    /// whole maps or whole lines of tiles, and channels. The estimate of the time decides, in numbers
-    /// a core computes at once.
-    fn cut(&self, images: usize, threads: usize) -> (usize, [usize; 2]) {
+    /// How the output of all images, or of each, is cut for a team: into whole maps or whole lines of
+    /// tiles, and channels. The estimate of the time decides, in numbers a core computes at once.
+    fn cut(&self, images: usize, threads: usize) -> Cut {
         let ([down, across], [p, q]) = (self.grid(), self.map.output);
         let Map { channels: c, filters: k, .. } = self.map;
         let time = |tasks: usize, tiles: usize, columns: usize| {
@@ -327,13 +327,13 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
         let lines = (1..=down).map(|n| (images * down.div_ceil(n), n * across, p * q, n * M * q));
         let maps = (2..=images.min(self.tiles / (down * across)))
             .map(|n| (images.div_ceil(n), n * down * across, images * p * q, n * p * q));
-        let mut best = (usize::MAX, (0, [0, 0]));
+        let mut best = (usize::MAX, [0, 0], [0, 0]);
         for (tasks, tiles, row, positions) in lines.chain(maps) {
             let mut columns = k.next_multiple_of(self.kernels.columns);
             loop {
                 let seconds = time(tasks * k.div_ceil(columns), tiles, columns);
                 if seconds < best.0 {
-                    best = (seconds, (row, [positions.min(row), columns]));
+                    best = (seconds, [row, k], [positions.min(row), columns]);
                 }
                 if columns < 2 * self.kernels.columns || threads == 1 {
                     break;
@@ -341,7 +341,7 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Winograd<S, A, M> {
                 columns = (columns / 2).next_multiple_of(self.kernels.columns);
             }
         }
-        best.1
+        Cut::blocks(best.1, best.2)
     }
 }
 
@@ -349,8 +349,8 @@ impl<S: Scheme<A, M>, const A: usize, const M: usize> Layer for Winograd<S, A, M
     fn run(&self, site: &Site<'_>) {
         let [p, q] = self.map.output;
         let images = site.sink.positions() / (p * q);
-        let (row, block) = self.cut(images, site.on.team.threads());
-        site.sink.fill_rows(&site.on, row, block, |part, scratch| {
+        let cut = self.cut(images, site.on.team.threads());
+        site.sink.fill_tasks(&site.on, &cut, |part, scratch| {
             self.fill(&site.inputs[0], site.residual.as_ref(), part, &mut scratch.hidden);
         });
     }
