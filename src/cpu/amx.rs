@@ -206,7 +206,7 @@ pub(super) mod x86 {
             let mut c = Aligned::zeros(rows * C_PITCH);
             for first in [true, false] {
                 // SAFETY: the tiles are set up, and all of a kernel's rows are there.
-                unsafe { tile(a.as_ptr(), b.as_ptr(), PAIRS, c.as_mut_ptr(), first) };
+                unsafe { tile((a.as_ptr(), A_PITCH), b.as_ptr(), PAIRS, c.as_mut_ptr(), first) };
             }
             let all = (0..rows).flat_map(|i| (0..COLUMNS).map(move |j| (i, j)));
             right &= all.into_iter().all(|(i, j)| c[i * C_PITCH + j] == 2.0 * want(i, j));
@@ -218,8 +218,7 @@ pub(super) mod x86 {
         right
     }
 
-    /// Bytes from a row of A, or of C, to the one 16 rows below.
-    const A_DOWN: usize = 16 * 4 * A_PITCH;
+    /// Bytes from a row of C to the one 16 rows below.
     const C_DOWN: usize = 16 * 4 * C_PITCH;
     /// Bytes from the near numbers of a step to the rests.
     const A_REST: usize = 4 * STEP;
@@ -259,16 +258,17 @@ pub(super) mod x86 {
         };
     }
 
-    /// Defines a kernel of so many rows: what is done for every step of the reduction.
+    /// Defines a kernel of so many rows: what is done for every step of the reduction. Of 32 rows `low` are
+    /// the last 16.
     macro_rules! tile {
         ($(#[$doc:meta])* $name:ident, rows $rows:tt, terms $terms:literal,
-            bytes [$($bytes:ident $by:expr),*], step $step:literal) => {
+            bytes [$($bytes:ident $by:expr),*], $(low $low:ident,)? step $step:literal) => {
             $(#[$doc])*
             ///
             /// # Safety
             /// [`Tiles`] are open in this thread; `a`, `b`, `c` are good for the elements of the tile.
             pub unsafe fn $name(
-                a: *const [bf16; 2],
+                (a, pitch): (*const [bf16; 2], usize),
                 b: *const [bf16; 2],
                 pairs: usize,
                 c: *mut f32,
@@ -295,9 +295,10 @@ pub(super) mod x86 {
                         first = in(reg) u32::from(first),
                         steps = inout(reg) pairs / ($terms * STEP) => _,
                         a = inout(reg) a => _,
+                        $($low = inout(reg) a.add(16 * pitch) => _,)?
                         b = inout(reg) b => _,
                         c = in(reg) c,
-                        a_pitch = in(reg) 4 * A_PITCH,
+                        a_pitch = in(reg) 4 * pitch,
                         b_pitch = in(reg) 4 * COLUMNS,
                         c_pitch = in(reg) 4 * C_PITCH,
                         a_step = const 4 * STEP * $terms,
@@ -324,15 +325,16 @@ pub(super) mod x86 {
 
     tile! {
         /// 32 rows of bf16.
-        tile32, rows 32, terms 1, bytes [a_down A_DOWN, c_down C_DOWN],
+        tile32, rows 32, terms 1, bytes [c_down C_DOWN], low low,
         step "tileloadd tmm6, [{b} + {b_pitch}*1]
             tileloadd tmm4, [{a} + {a_pitch}*1]
             tdpbf16ps tmm0, tmm4, tmm6
             tileloadd tmm7, [{b} + {b_pitch}*1 + 64]
             tdpbf16ps tmm1, tmm4, tmm7
-            tileloadd tmm5, [{a} + {a_pitch}*1 + {a_down}]
+            tileloadd tmm5, [{low} + {a_pitch}*1]
             tdpbf16ps tmm2, tmm5, tmm6
-            tdpbf16ps tmm3, tmm5, tmm7"
+            tdpbf16ps tmm3, tmm5, tmm7
+            add {low}, {a_step}"
     }
 
     tile! {
@@ -355,17 +357,17 @@ pub(super) mod x86 {
     tile! {
         /// 32 rows of FP16 as sums.
         split_tile32, rows 32, terms 2,
-        bytes [a_down A_DOWN, c_down C_DOWN, a_rest A_REST, b_rest B_REST],
+        bytes [c_down C_DOWN, a_rest A_REST, b_rest B_REST], low low,
         step "tileloadd tmm6, [{b} + {b_pitch}*1]
             tileloadd tmm4, [{a} + {a_pitch}*1 + {a_rest}]
             tdpbf16ps tmm0, tmm4, tmm6
             tileloadd tmm7, [{b} + {b_pitch}*1 + 64]
             tdpbf16ps tmm1, tmm4, tmm7
-            tileloadd tmm5, [{a} + {a_pitch}*1 + {a_down} + {a_rest}]
+            tileloadd tmm5, [{low} + {a_pitch}*1 + {a_rest}]
             tdpbf16ps tmm2, tmm5, tmm6
             tileloadd tmm4, [{a} + {a_pitch}*1]
             tdpbf16ps tmm3, tmm5, tmm7
-            tileloadd tmm5, [{a} + {a_pitch}*1 + {a_down}]
+            tileloadd tmm5, [{low} + {a_pitch}*1]
             tdpbf16ps tmm0, tmm4, tmm6
             tdpbf16ps tmm2, tmm5, tmm6
             tileloadd tmm6, [{b} + {b_pitch}*1 + {b_rest}]
@@ -375,7 +377,8 @@ pub(super) mod x86 {
             tdpbf16ps tmm0, tmm4, tmm6
             tdpbf16ps tmm2, tmm5, tmm6
             tdpbf16ps tmm1, tmm4, tmm7
-            tdpbf16ps tmm3, tmm5, tmm7"
+            tdpbf16ps tmm3, tmm5, tmm7
+            add {low}, {a_step}"
     }
 
     /// FP16 numbers, whole steps of 32, each as near number and rest: of every step first the near ones.

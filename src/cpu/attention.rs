@@ -7,7 +7,7 @@
 use super::cut::Cut;
 use super::kernels::{C_PITCH, Kernels, MAX_ROWS, MAX_SLOTS};
 use super::layer::{Layer, Scratch, Site, weights};
-use super::matmul::{Block, Columns, Panels, SCRATCH_ROWS, runs};
+use super::matmul::{Block, Columns, Left, Panels, SCRATCH_ROWS, runs};
 use super::memory::{Part, View};
 use super::pairs::Pairing;
 use super::stored::StoredMut;
@@ -74,43 +74,30 @@ impl Attention {
         self.kernels.pairs.filter(|_| self.kernels.precision == Precision::Bf16)
     }
 
-    /// Packs the keys `[T, d]` of a head, each a column.
-    fn pack_keys(&self, x: &View, first: usize, channels: Range<usize>, to: &mut [f32]) {
-        let (columns, mut run) = (self.kernels.columns, [0.0; 64]);
-        to[self.tokens / columns * columns * self.width..].fill(0.0);
-        for (token, position) in (first..first + self.tokens).enumerate() {
-            let panel = &mut to[token / columns * columns * self.width..];
-            for start in (0..self.width).step_by(run.len()) {
-                let run = &mut run[..(self.width - start).min(64)];
-                let from = channels.start + start;
-                self.kernels.widen(x.at(position, from..from + run.len()), run);
-                for (i, &k) in run.iter().enumerate() {
-                    panel[(start + i) * columns + token % columns] = k;
+    /// Packs the keys of a head, each a column; `read` gives a part of a token's.
+    fn pack_keys<T: Copy + bytemuck::Zeroable>(
+        &self,
+        depth: usize,
+        to: &mut [T],
+        read: impl Fn(usize, Range<usize>, &mut [T]),
+    ) {
+        /// Numbers of each key that are turned together: a cache line.
+        const RUN: usize = 16;
+        const MOST_COLUMNS: usize = 32;
+        let columns = self.kernels.columns;
+        let panels = to.chunks_exact_mut(columns * depth).zip((0..self.tokens).step_by(columns));
+        for (panel, first) in panels {
+            let tokens = first..(first + columns).min(self.tokens);
+            let mut rows = [[T::zeroed(); RUN]; MOST_COLUMNS];
+            for (start, to) in (0..).step_by(RUN).zip(panel.chunks_mut(RUN * columns)) {
+                let depths = start..(start + RUN).min(depth);
+                for (token, row) in tokens.clone().zip(&mut rows) {
+                    read(token, depths.clone(), &mut row[..depths.len()]);
+                }
+                for (i, to) in to.chunks_exact_mut(columns).enumerate() {
+                    to.iter_mut().zip(&rows).for_each(|(to, row)| *to = row[i]);
                 }
             }
-        }
-    }
-
-    /// As [`Attention::pack_keys`], in pairs.
-    fn pack_key_pairs(
-        &self,
-        how: Pairing,
-        x: &View,
-        first: usize,
-        channels: Range<usize>,
-        to: &mut [[bf16; 2]],
-    ) {
-        let (columns, depth) = (self.kernels.columns, how.pairs(self.width));
-        to[self.tokens / columns * columns * depth..].fill([bf16::ZERO; 2]);
-        for (token, position) in (first..first + self.tokens).enumerate() {
-            let panel = &mut to[token / columns * columns * depth..];
-            let key: &[bf16] = x.at(position, channels.clone()).of();
-            let (whole, last) = key.as_chunks::<2>();
-            let column = panel[token % columns..].iter_mut().step_by(columns).take(depth);
-            let odd = last.first().map(|&k| [k, bf16::ZERO]);
-            let zeros = std::iter::repeat([bf16::ZERO; 2]);
-            let pairs = whole.iter().copied().chain(odd).chain(zeros);
-            column.zip(pairs).for_each(|(to, pair)| *to = pair);
         }
     }
 
@@ -174,12 +161,22 @@ impl Attention {
         if let Some(how) = self.pairing() {
             let keys: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(keys);
             let values: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(values);
-            self.pack_key_pairs(how, x, first, key, keys);
+            self.pack_keys(how.pairs(self.width), keys, |token, pairs, to| {
+                let to = to.as_flattened_mut();
+                let channels = 2 * pairs.start..(2 * pairs.end).min(self.width);
+                let (to, rest) = to.split_at_mut(channels.len());
+                let channels = key.start + channels.start..key.start + channels.end;
+                to.copy_from_slice(x.at(first + token, channels).of());
+                rest.fill(bf16::ZERO);
+            });
             self.pack_value_pairs(how, x, first, value, values);
             let (keys, values) = (Columns::Pairs(how, keys), Columns::Pairs(how, values));
             return [panels(keys, self.width), panels(values, self.tokens)];
         }
-        self.pack_keys(x, first, key, keys);
+        self.pack_keys(self.width, keys, |token, depths, to| {
+            let channels = key.start + depths.start..key.start + depths.end;
+            self.kernels.widen(x.at(first + token, channels), to);
+        });
         self.pack_values(x, first, value, values);
         let (keys, values) = (Columns::Singles(keys), Columns::Singles(values));
         [panels(keys, self.width), panels(values, self.tokens)]
@@ -243,7 +240,7 @@ impl Attention {
         // Not minus infinity: a logit that is weighs nothing beside those of later runs.
         let (mut largest, mut totals) = ([f32::MIN; MAX_ROWS], [0f64; MAX_ROWS]);
         for tokens in runs(0..self.tokens) {
-            keys.multiply(block, rows, tokens.clone(), query, |_, _| {});
+            keys.multiply(block, rows, tokens.clone(), Left::packed(query), |_, _| {});
             let (mut shrink, mut added) = ([0f32; MAX_ROWS], [0f64; MAX_ROWS]);
             for i in 0..rows {
                 let [logits, weights] = block.turn(i);

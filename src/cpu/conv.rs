@@ -4,8 +4,8 @@
 use super::epilogue::Finish;
 use super::kernels::{Kernels, MAX_ROWS};
 use super::layer::{Layer, Scratch, Site, halves, numbers, vector};
-use super::matmul::{Block, Weights};
-use super::memory::{Part, View};
+use super::matmul::{Block, Left, Weights};
+use super::memory::{Part, Rows, View};
 use super::stored::{Stored, StoredMut};
 use super::strips::Strips;
 use crate::backend::Precision;
@@ -88,10 +88,10 @@ impl Conv {
         site: &Site<'_>,
         part: &mut Part<'_>,
         block: &mut Block,
-        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+        left: Left<'_, impl Fn(usize, Range<usize>, StoredMut<'_>)>,
     ) {
         let (all, positions) = (part.channels.clone(), part.positions.clone());
-        self.weights.multiply_each(block, positions.len(), all, pack, |columns, sums| {
+        self.weights.multiply_each(block, positions.len(), all, left, |columns, sums| {
             let with = self.after.finish(&columns, None);
             part.finish(positions.clone(), columns, sums, with, site.residual.as_ref());
         });
@@ -111,7 +111,10 @@ impl Conv {
         let lines: &mut [T] = bytemuck::cast_slice_mut(hidden);
         let lines = &mut lines[..strips.len()];
         let starts = strips.fill(&site.inputs[0], part.positions.clone(), lines, take);
-        self.multiply(site, part, block, |row, _, to| strips.gather(lines, starts[row], to.of()));
+        let pack = |row: usize, _: Range<usize>, to: StoredMut<'_>| {
+            strips.gather(lines, starts[row], to.of())
+        };
+        self.multiply(site, part, block, Left::packed(pack));
     }
 }
 
@@ -145,9 +148,13 @@ impl Layer for Conv {
             }
             (None, _) => {
                 let places = self.taps.places(part.positions.clone());
-                self.multiply(site, part, &mut scratch.block, |row, depths, to| {
+                let pack = |row: usize, depths: Range<usize>, to: StoredMut<'_>| {
                     self.gather(&x, places[row], depths, to)
-                });
+                };
+                let (first, channels) = (part.positions.start, 0..x.channels());
+                let is_point = self.before.is_none() && self.taps.are_points();
+                let stored = is_point.then_some(Rows { view: &x, first, channels });
+                self.multiply(site, part, &mut scratch.block, Left { pack, stored });
             }
         });
     }
@@ -172,6 +179,12 @@ struct Place {
 }
 
 impl Taps {
+    /// Whether an output position needs the input of its own position alone.
+    fn are_points(&self) -> bool {
+        let Window { kernel, stride, pad, .. } = self.window;
+        kernel == [1, 1] && stride == [1, 1] && pad == [0, 0]
+    }
+
     /// Of the positions of a block, in order.
     fn places(&self, positions: Range<usize>) -> [Place; MAX_ROWS] {
         let ([h, w], [rows, columns]) = (self.input, self.output);

@@ -141,6 +141,10 @@ mod tests {
                 }
             }
             assert!(times.iter().all(|&n| n == 1), "{cut:?}");
+            if cut.counts.iter().all(|&n| n > 1) {
+                let shared = [0, 1].map(|i| cut.task(0)[i] == cut.task(1)[i]);
+                assert_eq!(shared, [!cut.downwards, cut.downwards], "{cut:?}");
+            }
         }
         assert_eq!(Cut::blocks([0, 70], [30, 16]).tasks(), 0);
     }

@@ -6,6 +6,7 @@
 use super::amx;
 use super::epilogue::{self, Finish, Finished};
 use super::isa::Isa;
+use super::memory::Grid;
 use super::pairs::{self, Pairing};
 use super::pool;
 use super::stored::{Stored, StoredMut};
@@ -33,7 +34,8 @@ pub(super) const MAX_ROWS: usize = 112;
 type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, bool);
 
 /// See [`pairs::tile`].
-pub(super) type PairTile = unsafe fn(*const [bf16; 2], *const [bf16; 2], usize, *mut f32, bool);
+pub(super) type PairTile =
+    unsafe fn((*const [bf16; 2], usize), *const [bf16; 2], usize, *mut f32, bool);
 
 /// The right to multiply pairs in this thread.
 pub(super) struct PairProducts {
@@ -268,7 +270,7 @@ impl PairProducts {
     /// As [`Kernels::multiply`] on pairs of bf16 numbers, `b` of `[pairs][columns]`.
     pub fn multiply(
         &self,
-        a: &[[bf16; 2]],
+        a: &Grid<'_, [bf16; 2]>,
         b: &[[bf16; 2]],
         rows: usize,
         c: &mut [f32],
@@ -279,12 +281,13 @@ impl PairProducts {
         let whole = how.map_or(1, |how| how.step * how.terms());
         let aligned = |address: usize| address.is_multiple_of(4 * columns.min(&16));
         assert!(0 < pairs && pairs <= MAX_DEPTH && pairs.is_multiple_of(whole));
+        assert!(pairs <= a.columns());
         assert!(aligned(b.as_ptr() as usize) && aligned(c.as_ptr() as usize));
         for (row, height, tile) in cut(rows, pair_tiles) {
-            let a = &a[row * A_PITCH..(row + height) * A_PITCH];
+            let a = (a.start(row, height - 1), a.pitch());
             let c = &mut c[row * C_PITCH..][..(height - 1) * C_PITCH + columns];
             // SAFETY: as in `Kernels::multiply`; tile registers are set up for as long as `self` lives.
-            unsafe { tile(a.as_ptr(), b.as_ptr(), pairs, c.as_mut_ptr(), first) };
+            unsafe { tile(a, b.as_ptr(), pairs, c.as_mut_ptr(), first) };
         }
     }
 }
@@ -324,7 +327,7 @@ macro_rules! compiled {
 
         #[target_feature(enable = $features)]
         unsafe fn $pair_tile<const MR: usize>(
-            a: *const [bf16; 2],
+            a: (*const [bf16; 2], usize),
             b: *const [bf16; 2],
             pairs: usize,
             c: *mut f32,

@@ -3,6 +3,7 @@
 use super::aligned::Aligned;
 use super::cut::{Cut, Limits};
 use super::kernels::{A_PITCH, C_PITCH, Kernels, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS, MAX_SLOTS};
+use super::memory::{Grid, Rows};
 use super::pairs::Pairing;
 use super::stored::{Stored, StoredMut};
 use half::{bf16, f16};
@@ -11,6 +12,23 @@ use std::sync::{Mutex, PoisonError};
 
 /// Rows of a scratch block: a last tile may reach beyond the block.
 pub(super) const SCRATCH_ROWS: usize = MAX_ROWS + 16;
+
+/// Pairs after which a first-level cache begins anew: rows so far apart would drive each other out.
+const AROUND: usize = 1024;
+
+/// The left-hand side of a product.
+pub(super) struct Left<'a, P> {
+    /// Writes one row of a block, for a part of the reduction, as it is multiplied.
+    pub pack: P,
+    /// The rows where they are stored, if they are stored as [`Left::pack`] would write them.
+    pub stored: Option<Rows<'a>>,
+}
+
+impl<P> Left<'_, P> {
+    pub fn packed(pack: P) -> Self {
+        Left { pack, stored: None }
+    }
+}
 
 /// The most columns of a block whose panels are finished one by one.
 const WIDEST: usize = 1024;
@@ -58,7 +76,8 @@ pub(super) enum Columns<'a> {
 
 impl Panels<'_> {
     /// Leaves in `block` the sums of some rows and slots. `pack(row, depths, to)` writes the
-    /// left-hand side of one row of the block for a part of the reduction. `done(slot, sums)` is told
+    /// left-hand side of one row of the block for a part of the reduction; what may be multiplied where it
+    /// stands is not packed. `done(slot, sums)` is told
     /// of each panel whose sums are complete, while they are in the first-level cache: its first
     /// slot and its sums, in rows of [`C_PITCH`]. A block has room for [`MAX_SLOTS`]; of more, where the
     /// reduction has but one part, the last ones are left.
@@ -67,14 +86,16 @@ impl Panels<'_> {
         block: &mut Block,
         rows: usize,
         slots: Range<usize>,
-        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+        left: Left<'_, impl Fn(usize, Range<usize>, StoredMut<'_>)>,
         done: impl FnMut(usize, &mut [f32]),
     ) {
         assert!(rows <= MAX_ROWS);
         match self.data {
-            Columns::Singles(data) => self.multiply_singles(data, block, rows, slots, pack, done),
+            Columns::Singles(data) => {
+                self.multiply_singles(data, block, rows, slots, left.pack, done)
+            }
             Columns::Pairs(how, data) => {
-                self.multiply_pairs((how, data), block, rows, slots, pack, done)
+                self.multiply_pairs((how, data), block, rows, slots, left, done)
             }
         }
     }
@@ -111,7 +132,7 @@ impl Panels<'_> {
         Block { a, c }: &mut Block,
         rows: usize,
         slots: Range<usize>,
-        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+        Left { pack, stored }: Left<'_, impl Fn(usize, Range<usize>, StoredMut<'_>)>,
         mut done: impl FnMut(usize, &mut [f32]),
     ) {
         let (all, terms) = (how.pairs(self.depth), how.terms());
@@ -119,6 +140,7 @@ impl Panels<'_> {
         let step = all.div_ceil(parts).next_multiple_of(how.step);
         assert!(parts == 1 || slots.len() <= MAX_SLOTS);
         let a: &mut [[bf16; 2]] = bytemuck::cast_slice_mut(a);
+        let (stored, straight) = self.straight(how, stored, rows);
         let mut halves = [f16::ZERO; MAX_DEPTH];
         for start in (0..all).step_by(step) {
             let pairs = start..(start + step).min(all);
@@ -126,7 +148,7 @@ impl Panels<'_> {
             if terms == 2 {
                 halves[depths.len()..].fill(f16::ZERO);
             }
-            for row in 0..rows {
+            for row in straight..rows {
                 let to = a[row * A_PITCH..][..pairs.len() * terms].as_flattened_mut();
                 if terms == 2 {
                     let numbers = StoredMut::F16(&mut halves[..depths.len()]);
@@ -138,11 +160,30 @@ impl Panels<'_> {
                     rest.fill(bf16::ZERO);
                 }
             }
+            let packed = Grid::of(a, A_PITCH).from(straight, 0);
+            let stored = stored.as_ref().map_or(packed, |stored| stored.from(0, start));
+            let left = [(stored, 0..straight), (packed, straight..rows)];
             for slots in runs(slots.clone()) {
                 let piece = Piece { rows, slots, depths: pairs.clone() };
-                self.multiply_piece_of_pairs((how, data), a, piece, c, &mut done);
+                self.multiply_piece_of_pairs((how, data), &left, piece, c, &mut done);
             }
         }
+    }
+
+    /// The rows that are multiplied where they are stored, and how many: whole tiles, which would reach
+    /// beyond the last of them.
+    fn straight<'a>(
+        &self,
+        how: Pairing,
+        stored: Option<Rows<'a>>,
+        rows: usize,
+    ) -> (Option<Grid<'a, [bf16; 2]>>, usize) {
+        let is_whole = how.terms() == 1 && 2 * how.pairs(self.depth) == self.depth;
+        let grid = stored.filter(|_| is_whole).and_then(|stored| stored.of(rows)?.pairs());
+        let grid = grid.filter(|grid| !grid.pitch().is_multiple_of(AROUND));
+        let height = self.kernels.rows();
+        let count = if grid.is_some() { rows / height * height } else { 0 };
+        (grid, count)
     }
 
     /// Adds to `sums`, in rows of [`C_PITCH`], what rows that stand in `block` as they are multiplied
@@ -165,8 +206,9 @@ impl Panels<'_> {
             Columns::Pairs(how, data) => {
                 assert!(how.terms() == 1);
                 let depths = how.pairs(depths.start)..how.pairs(depths.end);
-                let (a, piece) = (bytemuck::cast_slice(&block.a), Piece { rows, slots, depths });
-                self.multiply_piece_of_pairs((how, data), a, piece, sums, |_, _| {});
+                let left = [(Grid::of(bytemuck::cast_slice(&block.a), A_PITCH), 0..rows)];
+                let piece = Piece { rows, slots, depths };
+                self.multiply_piece_of_pairs((how, data), &left, piece, sums, |_, _| {});
             }
         }
     }
@@ -192,8 +234,8 @@ impl Panels<'_> {
     fn multiply_piece_of_pairs(
         &self,
         (how, data): (Pairing, &[[bf16; 2]]),
-        a: &[[bf16; 2]],
-        Piece { rows, slots, depths }: Piece,
+        left: &[(Grid<'_, [bf16; 2]>, Range<usize>)],
+        Piece { slots, depths, .. }: Piece,
         c: &mut [f32],
         mut done: impl FnMut(usize, &mut [f32]),
     ) {
@@ -201,7 +243,10 @@ impl Panels<'_> {
         let (room, products) = ([all, width * how.terms()], self.kernels.pair_products());
         for (slot, b) in panels(data, width, room, slots.clone(), depths.clone()) {
             let c = &mut c[slot - slots.start..];
-            products.multiply(a, b, rows, c, depths.start == 0);
+            for (a, rows) in left.iter().filter(|(_, rows)| !rows.is_empty()) {
+                let c = &mut c[rows.start * C_PITCH..];
+                products.multiply(a, b, rows.len(), c, depths.start == 0);
+            }
             if depths.end == all {
                 done(slot, c);
             }
@@ -375,7 +420,7 @@ impl Weights {
         pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
     ) {
         assert!(columns.len() * self.parts <= MAX_COLUMNS);
-        self.multiply_slots(block, rows, columns, pack, |_, _| {});
+        self.multiply_slots(block, rows, columns, Left::packed(pack), |_, _| {});
     }
 
     /// As [`Weights::multiply`]; `done(columns, sums)` is given each panel of sums as soon as they are
@@ -385,13 +430,13 @@ impl Weights {
         block: &mut Block,
         rows: usize,
         columns: Range<usize>,
-        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+        left: Left<'_, impl Fn(usize, Range<usize>, StoredMut<'_>)>,
         mut done: impl FnMut(Range<usize>, &mut [f32]),
     ) {
         assert!(self.parts == 1);
         let (width, end) = (self.kernels.columns, columns.end);
         let done = |slot: usize, sums: &mut [f32]| done(slot..(slot + width).min(end), sums);
-        self.multiply_slots(block, rows, columns, pack, done);
+        self.multiply_slots(block, rows, columns, left, done);
     }
 
     fn multiply_slots(
@@ -399,7 +444,7 @@ impl Weights {
         block: &mut Block,
         rows: usize,
         columns: Range<usize>,
-        pack: impl Fn(usize, Range<usize>, StoredMut<'_>),
+        left: Left<'_, impl Fn(usize, Range<usize>, StoredMut<'_>)>,
         done: impl FnMut(usize, &mut [f32]),
     ) {
         assert!(columns.end <= self.filters);
@@ -410,7 +455,7 @@ impl Weights {
             Packed::Pairs(how, panels) => Columns::Pairs(*how, panels),
         };
         let panels = Panels { kernels: self.kernels, data, depth: self.depth };
-        panels.multiply(block, rows, slots, pack, done);
+        panels.multiply(block, rows, slots, left, done);
     }
 
     /// Copies the sums of one part of a row, from the first column that was multiplied on.

@@ -12,6 +12,7 @@ use super::stored::{Stored, StoredMut, stored_as};
 use super::team::Team;
 use crate::backend::Precision;
 
+use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -95,12 +96,12 @@ impl<T> GridMut<'_, T> {
 
 /// The same channels of consecutive positions, to read.
 pub(super) struct Rows<'a> {
-    view: &'a View,
-    first: usize,
-    channels: Range<usize>,
+    pub view: &'a View,
+    pub first: usize,
+    pub channels: Range<usize>,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
     /// Those of a position, which is counted from the first.
     #[inline]
     pub fn row(&self, row: usize) -> Stored<'_> {
@@ -109,7 +110,7 @@ impl Rows<'_> {
 
     /// The first `rows` of them as numbers of a kind; `None` where they are of another kind.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
-    pub fn of<T: bytemuck::Pod>(&self, rows: usize) -> Option<Grid<'_, T>> {
+    pub fn of<T: bytemuck::Pod>(&self, rows: usize) -> Option<Grid<'a, T>> {
         let (view, columns) = (self.view, self.channels.len());
         assert!(self.first + rows <= view.positions && self.channels.end <= view.channels);
         let start = self.first * view.pitch + self.channels.start;
@@ -124,6 +125,7 @@ impl Rows<'_> {
 }
 
 /// Rows of numbers of one kind, to read.
+#[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
 pub(super) struct Grid<'a, T> {
     base: *const T,
@@ -143,10 +145,58 @@ impl<T> Grid<'_, T> {
         unsafe { std::slice::from_raw_parts(self.base.add(row * self.pitch), self.columns) }
     }
 
+    /// Where a row begins that is followed by `more` rows.
+    #[inline]
+    pub fn start(&self, row: usize, more: usize) -> *const T {
+        assert!(row + more < self.rows);
+        self.base.wrapping_add(row * self.pitch)
+    }
+
     /// As [`GridMut::expect`].
     #[inline(always)]
     pub fn expect(&self, row: usize, column: usize) {
         fetch::<false, T>(self.base.wrapping_add(row * self.pitch + column));
+    }
+}
+
+impl<'a, T> Grid<'a, T> {
+    /// Rows of a pitch, as many as there are.
+    pub fn of(numbers: &'a [T], pitch: usize) -> Grid<'a, T> {
+        let (base, rows) = (numbers.as_ptr(), numbers.len() / pitch);
+        Grid { base, pitch, rows, columns: pitch, kind: PhantomData }
+    }
+
+    /// All rows from one on, and all columns from one on.
+    pub fn from(&self, row: usize, column: usize) -> Grid<'a, T> {
+        assert!(row <= self.rows && column <= self.columns);
+        Grid {
+            base: self.base.wrapping_add(row * self.pitch + column),
+            rows: self.rows - row,
+            columns: self.columns - column,
+            ..*self
+        }
+    }
+
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Numbers from one row to the next.
+    pub fn pitch(&self) -> usize {
+        self.pitch
+    }
+}
+
+impl<'a> Grid<'a, bf16> {
+    /// The same numbers as pairs; `None` where a row has one left.
+    pub fn pairs(&self) -> Option<Grid<'a, [bf16; 2]>> {
+        (self.pitch.is_multiple_of(2) && self.columns.is_multiple_of(2)).then(|| Grid {
+            base: self.base.cast(),
+            pitch: self.pitch / 2,
+            rows: self.rows,
+            columns: self.columns / 2,
+            kind: PhantomData,
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 //! same). Numbers below the smallest normal one are taken for 0 as well: here they do not occur, for
 //! what is rounded to bf16 or comes out of a link is never one.
 
-use super::kernels::{A_PITCH, C_PITCH};
+use super::kernels::C_PITCH;
 use half::{bf16, f16};
 
 /// See [`Pairing`].
@@ -103,14 +103,14 @@ fn links<const N: usize>(x: f32, w: &[f32; N], sums: &mut [f32; N]) {
 
 /// `C[i][j] (+)= sum over p of the links of A[i][p] and B[p][j]` for a tile of `MR` rows and `N`
 /// columns of pairs, in order of p; the first number of a pair is the one at the lower address. A has
-/// rows of [`A_PITCH`] pairs, C of [`C_PITCH`] numbers, B of exactly the tile's width. `first` starts
+/// rows of `pitch` pairs, C of [`C_PITCH`] numbers, B of exactly the tile's width. `first` starts
 /// from 0, not from C. Plain code: compiled once for each instruction set.
 ///
 /// # Safety
 /// `a`, `b`, `c` must be good for the elements named above.
 #[inline(always)]
 pub(super) unsafe fn tile<const MR: usize, const N: usize>(
-    a: *const [bf16; 2],
+    (a, pitch): (*const [bf16; 2], usize),
     b: *const [bf16; 2],
     pairs: usize,
     c: *mut f32,
@@ -130,7 +130,7 @@ pub(super) unsafe fn tile<const MR: usize, const N: usize>(
         let (w0, w1) = (w.map(|w| wide(w[0])), w.map(|w| wide(w[1])));
         for (i, row) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's.
-            let [x0, x1] = unsafe { *a.add(i * A_PITCH + p) };
+            let [x0, x1] = unsafe { *a.add(i * pitch + p) };
             links(wide(x1), &w1, row);
             links(wide(x0), &w0, row);
         }
@@ -143,7 +143,7 @@ pub(super) unsafe fn tile<const MR: usize, const N: usize>(
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use super::{A_PITCH, C_PITCH};
+    use super::C_PITCH;
     use crate::cpu::stored::StoredMut;
     use crate::cpu::vector::x86::keep_avx512;
     use half::bf16;
@@ -201,7 +201,7 @@ pub(super) mod x86 {
     /// As there; `b` and `c` aligned to cache lines.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tile<const MR: usize>(
-        a: *const [bf16; 2],
+        (a, pitch): (*const [bf16; 2], usize),
         b: *const [bf16; 2],
         pairs: usize,
         c: *mut f32,
@@ -225,7 +225,7 @@ pub(super) mod x86 {
                     *column = bf16s(_mm512_load_si512(b.add((p * VECTORS + j) * 16).cast()));
                 }
                 for (i, row) in sums.iter_mut().enumerate() {
-                    let pair = a.add(i * A_PITCH + p).cast::<i32>().read_unaligned();
+                    let pair = a.add(i * pitch + p).cast::<i32>().read_unaligned();
                     let x = bf16s(_mm512_set1_epi32(pair));
                     for (sum, &column) in row.iter_mut().zip(&columns) {
                         *sum = _mm512_dpbf16_ps(*sum, x, column);
@@ -247,7 +247,8 @@ mod tests {
     use crate::backend::Precision;
     use crate::cpu::Isa;
     use crate::cpu::aligned::Aligned;
-    use crate::cpu::kernels::Kernels;
+    use crate::cpu::kernels::{A_PITCH, Kernels};
+    use crate::cpu::memory::Grid;
     use crate::cpu::stored::StoredMut;
 
     /// SplitMix64.
@@ -300,7 +301,7 @@ mod tests {
                 c.iter_mut().for_each(|c| *c = draw.number(sums));
                 let before = c.to_vec();
                 kernels.pair_products().multiply(
-                    &a,
+                    &Grid::of(&a, A_PITCH),
                     &b[..3 * kernels.columns],
                     ROWS,
                     &mut c,
@@ -333,6 +334,7 @@ mod tests {
                 let mut c = Aligned::<f32>::zeros(C_PITCH);
                 b.iter_mut().for_each(|b| b[0] = -number(e));
                 c.iter_mut().for_each(|c| *c = f32::MIN_POSITIVE);
+                let a = Grid::of(&a, A_PITCH);
                 kernels.pair_products().multiply(&a, &b[..kernels.columns], 1, &mut c, false);
                 assert_eq!(c[0].to_bits(), f32::to_bits(want), "2^{e} by {}", kernels.name());
             }
