@@ -4,7 +4,10 @@
 //! for every 64 lines of them, in a virtual machine in two tables after each other.
 
 use crate::error::{Error, Result};
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
+use std::alloc::{Layout, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -64,7 +67,7 @@ impl<T: bytemuck::Pod> Deref for Aligned<T> {
 
     fn deref(&self) -> &[T] {
         let Lines { first, count, .. } = self.lines;
-        // SAFETY: as many lines as were had and written; see `Lines`.
+        // SAFETY: as many lines as were had, of zeros at first; see `Lines`.
         bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(first.as_ptr(), count) })
     }
 }
@@ -77,7 +80,7 @@ impl<T: bytemuck::Pod> DerefMut for Aligned<T> {
     }
 }
 
-/// Cache lines of a region that nobody else has, all of them written.
+/// Cache lines of a region that nobody else has.
 struct Lines {
     first: NonNull<Line>,
     count: usize,
@@ -99,7 +102,7 @@ impl Lines {
         }
         let region = Arc::new(Region::new(count.checked_mul(size_of::<Line>())?)?);
         // SAFETY: all of a region that nobody else knows.
-        Some(unsafe { Lines::take(region, 0, count) })
+        Some(unsafe { Lines::of(region, 0, count) })
     }
 
     /// As [`Lines::alone`], in one region with those had before, unless they are very many.
@@ -122,26 +125,25 @@ impl Lines {
         };
         last.1 = first + count;
         // SAFETY: behind all lines that were taken, and not too many for the region.
-        Some(unsafe { Lines::take(region, first, count) })
+        Some(unsafe { Lines::of(region, first, count) })
     }
 
-    /// Fills lines of a region with zeros.
+    /// Lines of a region.
     ///
     /// # Safety
     /// The region has them, and nobody else ever gets them.
-    unsafe fn take(region: Arc<Region>, first: usize, count: usize) -> Lines {
+    unsafe fn of(region: Arc<Region>, first: usize, count: usize) -> Lines {
         // SAFETY: the caller's.
-        let first = unsafe { region.start.cast::<Line>().add(first) };
-        // SAFETY: as above.
-        unsafe { first.write_bytes(0, count) };
+        let first = unsafe { region.start.add(first) };
         Lines { first, count, _region: Some(region) }
     }
 }
 
-/// An allocation on large pages, if the system has them and it is large.
+/// Zeros on large pages, if the system has them and there are many.
 struct Region {
-    start: NonNull<u8>,
-    layout: Layout,
+    /// The first line, at a large page where there are many; for [`Lines`] to read and write.
+    start: NonNull<Line>,
+    _map: MmapMut,
 }
 
 // SAFETY: an address; the memory behind it belongs to `Lines`.
@@ -150,36 +152,19 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// `bytes`, more than none, which are not written yet.
+    /// At least `bytes`; memory that is not written is not taken.
     fn new(bytes: usize) -> Option<Region> {
-        let align = if bytes < LARGE { align_of::<Line>() } else { LARGE };
-        let layout = Layout::from_size_align(bytes, align).ok()?;
-        assert!(bytes > 0);
-        // SAFETY: of a size that is not zero.
-        let start = NonNull::new(unsafe { alloc(layout) })?;
-        if align == LARGE {
-            prefer_large_pages(start, bytes);
+        let spare = if bytes < LARGE { 0 } else { LARGE };
+        let mut map = MmapMut::map_anon(bytes.checked_add(spare)?).ok()?;
+        let skip = if spare == 0 { 0 } else { map.as_ptr().align_offset(LARGE) };
+        #[cfg(target_os = "linux")]
+        if spare > 0 {
+            // A system that has none refuses, and small ones serve.
+            let _ = map.advise_range(Advice::HugePage, skip, bytes / LARGE * LARGE);
         }
-        Some(Region { start, layout })
+        let start = NonNull::new(map.as_mut_ptr().wrapping_add(skip).cast())?;
+        Some(Region { start, _map: map })
     }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and no lines of it are left.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
-    }
-}
-
-/// Before memory is written: a system may refuse, and then has small pages.
-fn prefer_large_pages(start: NonNull<u8>, bytes: usize) {
-    #[cfg(target_os = "linux")]
-    // SAFETY: whole pages of an allocation, of whose contents it changes nothing.
-    unsafe {
-        libc::madvise(start.as_ptr().cast(), bytes / LARGE * LARGE, libc::MADV_HUGEPAGE);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (start, bytes);
 }
 
 #[cfg(test)]
