@@ -172,12 +172,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_any_count_are_zeros_at_cache_lines() {
-        for count in [0, 1, 16, 17, LARGE / 4 - 1, LARGE / 4, LARGE + 5, TOGETHER / 4] {
-            let mut numbers = Aligned::<f32>::zeros(count);
+    fn numbers_of_any_count_are_zeros_at_cache_lines_and_share_none() {
+        let counts = [0, 1, 16, 17, LARGE / 4 - 1, LARGE / 4, LARGE + 5, TOGETHER / 4, TOGETHER];
+        let mut all: Vec<_> = counts.iter().map(|&count| Aligned::<f32>::zeros(count)).collect();
+        for (i, (numbers, &count)) in all.iter_mut().zip(&counts).enumerate() {
             assert!(numbers.len() >= count && numbers.iter().all(|&x| x == 0.0));
             assert!((numbers.as_ptr() as usize).is_multiple_of(64));
-            numbers.fill(1.0);
+            numbers.fill(i as f32);
+        }
+        for (i, numbers) in all.iter().enumerate() {
+            assert!(numbers.iter().all(|&x| x == i as f32));
         }
     }
 

@@ -18,7 +18,7 @@ const AROUND: usize = 1024;
 
 /// The left-hand side of a product.
 pub(super) struct Left<'a, P> {
-    /// Writes one row of a block, for a part of the reduction, as it is multiplied.
+    /// `pack(row, depths, to)` writes one row of a block, for a part of the reduction, as it is multiplied.
     pub pack: P,
     /// The rows where they are stored, if they are stored as [`Left::pack`] would write them.
     pub stored: Option<Rows<'a>>,
@@ -75,12 +75,10 @@ pub(super) enum Columns<'a> {
 }
 
 impl Panels<'_> {
-    /// Leaves in `block` the sums of some rows and slots. `pack(row, depths, to)` writes the
-    /// left-hand side of one row of the block for a part of the reduction; what may be multiplied where it
-    /// stands is not packed. `done(slot, sums)` is told
-    /// of each panel whose sums are complete, while they are in the first-level cache: its first
-    /// slot and its sums, in rows of [`C_PITCH`]. A block has room for [`MAX_SLOTS`]; of more, where the
-    /// reduction has but one part, the last ones are left.
+    /// Leaves in `block` the sums of some rows and slots. `done(slot, sums)` is told of each panel whose sums
+    /// are complete, while they are in the first-level cache: its first slot and its sums, in rows of
+    /// [`C_PITCH`]. A block has room for [`MAX_SLOTS`]; of more, where the reduction has but one part, the last
+    /// ones are left.
     pub fn multiply(
         &self,
         block: &mut Block,
@@ -170,8 +168,8 @@ impl Panels<'_> {
         }
     }
 
-    /// The rows that are multiplied where they are stored, and how many: whole tiles, which would reach
-    /// beyond the last of them.
+    /// The rows that are multiplied where they are stored, and how many: whole tiles, as others would reach
+    /// beyond the last row.
     fn straight<'a>(
         &self,
         how: Pairing,

@@ -1,7 +1,7 @@
 //! The arena, and views of the tensors in it that threads can share.
 //!
 //! All raw pointers of the session are here. A [`View`] only reads; the only way to write a
-//! tensor is [`Sink::fill`], which cuts it into rectangles and gives each to one task.
+//! tensor is [`Sink::fill_tasks`], which gives each of its rectangles to one task.
 
 use super::aligned::Line;
 use super::cut::Cut;
@@ -11,7 +11,6 @@ use super::layer::Scratch;
 use super::stored::{Stored, StoredMut, stored_as};
 use super::team::Team;
 use crate::backend::Precision;
-
 use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
