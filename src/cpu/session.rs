@@ -21,6 +21,7 @@ use crate::backend::{Input, Session};
 use crate::error::{Error, Result};
 use crate::graph::plan::{Plan, extent};
 use crate::graph::{Graph, Op, Shape, Step, TensorId, check_run};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -36,6 +37,9 @@ pub(super) struct CpuSession {
     layers: Vec<Box<dyn Layer>>,
     kernels: &'static Kernels,
     team: Arc<Team>,
+    /// The one worker that a member of [`CpuSession::team`] is when it has rows of its own.
+    alone: Team,
+    /// One for each worker.
     scratch: Vec<Mutex<Scratch>>,
     row_scratch: Mutex<Aligned<f32>>,
     row_scratch_len: usize,
@@ -65,6 +69,7 @@ impl CpuSession {
             .max()
             .unwrap_or(0);
         let mut session = CpuSession {
+            alone: Team::new(1)?,
             scratch: (0..team.threads()).map(|_| scratch()).collect(),
             row_scratch: Mutex::new(Aligned::empty()),
             row_scratch_len,
@@ -97,16 +102,42 @@ fn together(graph: &Graph, plan: &Plan, kernels: &Kernels, threads: usize) -> us
     if some < 2 * threads { usize::MAX } else { some }
 }
 
+/// What a run writes to.
+struct Memory {
+    /// The arena of rows and the arena of bags.
+    bases: [*mut u8; 2],
+    /// Graph outputs of all rows, in order.
+    returned: Vec<*mut f32>,
+}
+
+// SAFETY: borrowed exclusively by a run, and frames that are in use at the same time have other rows and
+// other parts of the arena.
+unsafe impl Sync for Memory {}
+
+/// What a run is given for a graph input.
+enum Given<'a> {
+    Pixels(&'a [u8]),
+    Values(Cow<'a, [f32]>),
+}
+
+impl<'a> Given<'a> {
+    fn of(input: &Input<'a>) -> Result<Given<'a>> {
+        Ok(match (*input, input.values()?) {
+            (Input::Pixels(pixels), _) => Given::Pixels(pixels),
+            (_, values) => Given::Values(values.unwrap_or_default()),
+        })
+    }
+}
+
 /// The tensors of some rows of a run.
 struct Frame<'a> {
     session: &'a CpuSession,
     /// The first of the rows, and their number.
     first: usize,
     rows: usize,
-    /// The arena of rows and the arena of bags.
-    bases: [*mut u8; 2],
-    /// Graph outputs of all rows, in order.
-    returned: &'a [*mut f32],
+    /// Rows of the arena that belong to others.
+    before: usize,
+    memory: &'a Memory,
 }
 
 impl Frame<'_> {
@@ -124,9 +155,10 @@ impl Frame<'_> {
         let length = (self.positions(id) - 1) * place.pitch + graph.shape(id).channels();
         let room = if place.bag { plan.bag_elements } else { plan.row_elements * self.rows };
         assert!(start + length <= room, "the plan does not fit the arena");
-        // SAFETY: inside the arena, by the line above and because `rows <= max_rows`.
-        let base =
-            unsafe { self.bases[usize::from(place.bag)].add(start * kernels.precision.bytes()) };
+        let start = if place.bag { start } else { self.before * plan.row_elements + start };
+        let base = self.memory.bases[usize::from(place.bag)];
+        // SAFETY: inside the arena, by the line above and because `before + rows <= max_rows`.
+        let base = unsafe { base.add(start * kernels.precision.bytes()) };
         Some((base, place.pitch))
     }
 
@@ -134,15 +166,18 @@ impl Frame<'_> {
     fn sink(&self, id: TensorId) -> Sink {
         let graph = &self.session.graph;
         let (root, channels) = extent(graph, id);
-        let returned = graph.outputs.iter().zip(self.returned).find_map(|(&output, &base)| {
-            let (of, range) = extent(graph, output);
-            let inside = of == root && range.start <= channels.start && channels.end <= range.end;
-            inside.then(|| {
-                let start = self.first * graph.shape(output).len() + channels.start - range.start;
-                // SAFETY: `check_run` saw that an output holds all channels of its positions.
-                (unsafe { base.add(start) }, range.len())
-            })
-        });
+        let returned =
+            graph.outputs.iter().zip(&self.memory.returned).find_map(|(&output, &base)| {
+                let (of, range) = extent(graph, output);
+                let inside =
+                    of == root && range.start <= channels.start && channels.end <= range.end;
+                inside.then(|| {
+                    let start =
+                        self.first * graph.shape(output).len() + channels.start - range.start;
+                    // SAFETY: `check_run` saw that an output holds all channels of its positions.
+                    (unsafe { base.add(start) }, range.len())
+                })
+            });
         // SAFETY: both destinations are inside memory that the run borrows exclusively. Steps run
         // one after another, a step does not read what it overwrites, and the plan keeps apart
         // what is alive together.
@@ -278,7 +313,7 @@ impl Session for CpuSession {
 }
 
 impl CpuSession {
-    /// Runs, and adds what each step took to `seconds`, if given.
+    /// Runs, and adds what each step took to `seconds`, if given: then all threads share each step.
     fn execute(
         &mut self,
         rows: usize,
@@ -294,55 +329,81 @@ impl CpuSession {
         if rows == 0 {
             return Ok(());
         }
-        let returned: Vec<*mut f32> = outputs.iter_mut().map(|o| o.as_mut_ptr()).collect();
-        let bases = [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()];
-        for first in (0..rows).step_by(self.together.min(rows)) {
+        let given: Vec<Given<'_>> = inputs.iter().map(Given::of).collect::<Result<_>>()?;
+        let memory = Memory {
+            bases: [self.arena.as_mut_ptr(), self.bags.as_mut_ptr()],
+            returned: outputs.iter_mut().map(|o| o.as_mut_ptr()).collect(),
+        };
+        let (session, memory, team) = (&*self, &memory, &*self.team);
+        let (turn, apart) = if seconds.is_none() { self.apart(rows) } else { (1, 0) };
+        team.each(apart / turn, |worker, task| {
+            let (first, before) = (task * turn, worker * turn);
+            let frame = Frame { session, first, rows: turn, before, memory };
+            frame.execute(&self.alone, &self.scratch[worker..=worker], &given, None);
+        });
+        for first in (apart..rows).step_by(self.together.min(rows)) {
             let rows = self.together.min(rows - first);
-            let frame = Frame { first, rows, bases, returned: &returned, session: self };
-            self.execute_rows(&frame, inputs, seconds.as_deref_mut())?;
+            let frame = Frame { session, first, rows, before: 0, memory };
+            frame.execute(team, &self.scratch, &given, seconds.as_deref_mut());
         }
         Ok(())
     }
 
-    /// As [`CpuSession::execute`] for some rows.
-    fn execute_rows(
+    /// How many rows a thread takes through the network alone, without waiting for others after every
+    /// step, and how many rows are taken so: the same number by each thread, as many at a time as the cache
+    /// has room for and two at least, to make use of each weight that is read.
+    fn apart(&self, rows: usize) -> (usize, usize) {
+        let threads = self.team.threads();
+        let (most, share) = (self.together / threads, rows / threads);
+        if threads == 1 || self.together == usize::MAX || most == 0 || share < 2 {
+            return (1, 0);
+        }
+        let turn = share.div_ceil(share.div_ceil(most));
+        (turn, share / turn * turn * threads)
+    }
+}
+
+impl Frame<'_> {
+    /// Runs all steps, and adds what each took to `seconds`, if given.
+    fn execute(
         &self,
-        frame: &Frame<'_>,
-        inputs: &[Input<'_>],
+        team: &Team,
+        scratch: &[Mutex<Scratch>],
+        given: &[Given<'_>],
         mut seconds: Option<&mut [f64]>,
-    ) -> Result<()> {
-        let on = Machine { kernels: self.kernels, team: &self.team, scratch: &self.scratch };
-        for (&id, input) in self.graph.inputs.iter().zip(inputs) {
-            let Some(values) = input.values()? else { continue };
-            let (c, values) = (self.graph.shape(id).channels(), frame.cut(id, &values));
-            frame.sink(id).fill(&on, [4096, c], |part, _| {
+    ) {
+        let CpuSession { graph, layers, kernels, .. } = self.session;
+        let on = Machine { kernels, team, scratch };
+        for (&id, given) in graph.inputs.iter().zip(given) {
+            let Given::Values(values) = given else { continue };
+            let (c, values) = (graph.shape(id).channels(), self.cut(id, values));
+            self.sink(id).fill(&on, [4096, c], |part, _| {
                 let Range { start, end } = part.positions;
                 part.put_positions(start, &values[start * c..end * c]);
             });
         }
-        for (i, (step, layer)) in self.graph.steps.iter().zip(&self.layers).enumerate() {
+        for (i, (step, layer)) in graph.steps.iter().zip(layers).enumerate() {
             let start = seconds.is_some().then(Instant::now);
-            let given = self.graph.inputs.iter().position(|&i| i == step.inputs[0]);
-            let pixels = match given.map(|i| inputs[i]) {
-                Some(Input::Pixels(pixels)) => frame.cut(step.inputs[0], pixels),
+            let input = graph.inputs.iter().position(|&i| i == step.inputs[0]);
+            let pixels = match input.map(|i| &given[i]) {
+                Some(Given::Pixels(pixels)) => self.cut(step.inputs[0], pixels),
                 _ => &[],
             };
-            let first = frame.view(step.inputs[0]).unwrap_or(View::EMPTY);
-            let second = step.inputs.get(1).and_then(|&id| frame.view(id)).unwrap_or(first);
+            let first = self.view(step.inputs[0]).unwrap_or(View::EMPTY);
+            let second = step.inputs.get(1).and_then(|&id| self.view(id)).unwrap_or(first);
             layer.run(&Site {
                 on,
                 pixels,
                 inputs: [first, second],
-                residual: step.reads().nth(step.inputs.len()).and_then(|id| frame.view(id)),
-                sink: frame.sink(step.output),
-                row_scratch: &self.row_scratch,
+                residual: step.reads().nth(step.inputs.len()).and_then(|id| self.view(id)),
+                sink: self.sink(step.output),
+                row_scratch: &self.session.row_scratch,
             });
             let spent = seconds.as_deref_mut().and_then(|seconds| seconds.get_mut(i));
             if let (Some(start), Some(spent)) = (start, spent) {
                 *spent += start.elapsed().as_secs_f64();
             }
         }
-        Ok(())
     }
 }
 
@@ -415,7 +476,8 @@ mod tests {
         assert!(run(&graph, short) != want);
     }
 
-    /// Pixels and numbers in, two outputs; turns of as many rows as do and do not divide them.
+    /// Pixels and numbers in, two outputs; turns of as many rows as do and do not divide them, of one thread
+    /// and of all.
     #[test]
     fn rows_that_take_turns_give_the_bits_of_all_together() {
         let mut g = Graph::new("turns");
@@ -443,6 +505,12 @@ mod tests {
                 CpuSession::new(graph.clone(), plan.clone(), algorithms, team, 0).unwrap();
             session.together = together;
             session.reserve(7).unwrap();
+            let apart = match together {
+                1 | usize::MAX => (1, 0),
+                3 => (1, 6),
+                _ => (3, 6),
+            };
+            assert_eq!(session.apart(7), apart, "one of seven is left for both threads");
             let (mut a, mut b) = (vec![0f32; 7 * 180], vec![0f32; 7 * 6]);
             let inputs = [Input::Pixels(&input), Input::Values(&values)];
             session.run(7, &inputs, &mut [&mut a, &mut b]).unwrap();
