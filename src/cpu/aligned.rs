@@ -21,9 +21,8 @@ pub(super) struct Line([u8; 64]);
 /// A large page, in bytes, of x86-64, and of aarch64 with small ones of 4 KiB.
 const LARGE: usize = 2 << 20;
 
-/// Addresses that are had together, for numbers of less than a quarter of it; what is not written takes
-/// no memory.
-const TOGETHER: usize = 64 << 20;
+/// Bytes of addresses for numbers of at most a quarter of it each; what is not written takes no memory.
+const REGION: usize = 64 << 20;
 
 /// Numbers that start at a cache line.
 pub(super) struct Aligned<T> {
@@ -40,9 +39,9 @@ impl<T: bytemuck::Pod> Aligned<T> {
     /// `elements` zeros, to be kept about as long as those made before and after: they stand on the same
     /// pages, which are given back together.
     pub fn zeros(elements: usize) -> Aligned<T> {
-        let count = (elements * size_of::<T>()).div_ceil(size_of::<Line>());
-        let lines = Lines::beside_others(count);
-        let lines = lines.unwrap_or_else(|| handle_alloc_error(Layout::new::<[T; 1]>()));
+        let wanted = Layout::array::<T>(elements).expect("no more than a slice may have");
+        let lines = Lines::beside_others(wanted.size().div_ceil(size_of::<Line>()));
+        let lines = lines.unwrap_or_else(|| handle_alloc_error(wanted));
         Aligned { lines, kind: PhantomData }
     }
 
@@ -109,7 +108,7 @@ impl Lines {
     fn beside_others(count: usize) -> Option<Lines> {
         /// The region that was had last, and its lines that are taken.
         static LAST: Mutex<(Weak<Region>, usize)> = Mutex::new((Weak::new(), 0));
-        const ALL: usize = TOGETHER / size_of::<Line>();
+        const ALL: usize = REGION / size_of::<Line>();
 
         if count == 0 || count > ALL / 4 {
             return Lines::alone(count);
@@ -118,7 +117,7 @@ impl Lines {
         let (region, first) = match last.0.upgrade().filter(|_| last.1 + count <= ALL) {
             Some(region) => (region, last.1),
             None => {
-                let region = Arc::new(Region::new(TOGETHER)?);
+                let region = Arc::new(Region::new(REGION)?);
                 last.0 = Arc::downgrade(&region);
                 (region, 0)
             }
@@ -173,7 +172,7 @@ mod tests {
 
     #[test]
     fn numbers_of_any_count_are_zeros_at_cache_lines_and_share_none() {
-        let counts = [0, 1, 16, 17, LARGE / 4 - 1, LARGE / 4, LARGE + 5, TOGETHER / 4, TOGETHER];
+        let counts = [0, 1, 16, 17, LARGE / 4 - 1, LARGE / 4, LARGE + 5, REGION / 4, REGION];
         let mut all: Vec<_> = counts.iter().map(|&count| Aligned::<f32>::zeros(count)).collect();
         for (i, (numbers, &count)) in all.iter_mut().zip(&counts).enumerate() {
             assert!(numbers.len() >= count && numbers.iter().all(|&x| x == 0.0));

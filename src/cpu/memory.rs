@@ -108,7 +108,6 @@ impl<'a> Rows<'a> {
     }
 
     /// The first `rows` of them as numbers of a kind; `None` where they are of another kind.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
     pub fn of<T: bytemuck::Pod>(&self, rows: usize) -> Option<Grid<'a, T>> {
         let (view, columns) = (self.view, self.channels.len());
         assert!(self.first + rows <= view.positions && self.channels.end <= view.channels);
@@ -125,7 +124,6 @@ impl<'a> Rows<'a> {
 
 /// Rows of numbers of one kind, to read.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "see `epilogue`"))]
 pub(super) struct Grid<'a, T> {
     base: *const T,
     pitch: usize,
