@@ -155,7 +155,8 @@ impl Resampler {
         resampler.with_isa(Isa::detect())
     }
 
-    /// The same on other instructions than the fastest there are: the bytes stay the same.
+    /// The same on other instructions than the fastest there are: the bytes stay the same. Rows shorter
+    /// than a register stay portable.
     ///
     /// # Errors
     /// [`crate::Kind::Usage`] when this processor does not have them.
@@ -163,8 +164,9 @@ impl Resampler {
         if !isa.is_available() {
             return Err(Error::usage(format!("this processor has no {isa}")));
         }
+        let simd = isa.simd().filter(|_| 3 * self.out_size[0] >= simd::MIN_ROW);
         let plan = |pass: &mut Pass, of: fn(&Axis, plan::Unit) -> Plan| {
-            pass.plan = isa.simd().map(|simd| (simd, of(&pass.axis, simd.unit())));
+            pass.plan = simd.map(|simd| (simd, of(&pass.axis, simd.unit())));
         };
         self.horizontal.iter_mut().for_each(|pass| plan(pass, Plan::along_rows));
         self.vertical.iter_mut().for_each(|pass| plan(pass, Plan::of_rows));
@@ -235,14 +237,19 @@ impl Pass {
         scratch: &mut [u8],
     ) {
         match &self.plan {
-            Some((simd, plan)) => simd.along_rows(plan, src, in_w * 3, dst, out_w * 3),
+            Some((simd, plan)) => {
+                simd.along_rows(plan, (src, in_w * 3), (dst, out_w * 3), scratch);
+            }
             None => portable::along_rows(&self.axis, src, in_w, dst, scratch),
         }
     }
 
     /// What [`Pass::along_rows`] needs of scratch.
     fn scratch_bytes(&self, in_w: usize, out_w: usize) -> usize {
-        if self.plan.is_some() { 0 } else { portable::strip_bytes(in_w, out_w) }
+        match &self.plan {
+            Some((_, plan)) => Simd::scratch_bytes(plan, in_w * 3),
+            None => portable::strip_bytes(in_w, out_w),
+        }
     }
 
     /// Weighted sums of the rows of `src`, each `len` bytes, the first of which is input sample

@@ -49,10 +49,10 @@ pub struct Block {
 }
 
 impl Block {
-    /// Where the words of a group of taps and a digit begin, one for each output sample.
+    /// Bytes from the beginning of a row of 3 bytes a pixel to behind its last window.
     #[inline(always)]
-    pub fn word(&self, group: usize, digit: usize) -> usize {
-        self.words + (group * self.digits + digit) * self.samples
+    pub fn reach(&self, unit: Unit) -> usize {
+        3 * (self.start + self.groups * unit.taps) + unit.window
     }
 }
 
@@ -67,10 +67,12 @@ pub struct Plan {
     pub shuffles: Vec<u8>,
     /// Along rows, [`Unit::lanes`] a block: which output sample of the block a lane sums.
     pub samples: Vec<u8>,
+    /// Along rows, the furthest that a block reaches.
+    pub reach: usize,
 }
 
 /// Words in the widest register.
-const PADDING: usize = 16;
+pub const PADDING: usize = 16;
 
 impl Plan {
     /// For sums of whole rows: each output sample is a block.
@@ -110,7 +112,7 @@ impl Plan {
     }
 
     fn empty() -> Plan {
-        Plan { blocks: vec![], words: vec![], shuffles: vec![], samples: vec![] }
+        Plan { blocks: vec![], words: vec![], shuffles: vec![], samples: vec![], reach: 0 }
     }
 
     fn finished(mut self) -> Plan {
@@ -145,6 +147,7 @@ impl Plan {
                 })
             }));
         }
+        self.reach = self.reach.max(block.reach(unit));
         self.blocks.push(block);
     }
 }
