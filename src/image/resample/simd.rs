@@ -114,6 +114,7 @@ mod x86 {
     #[derive(Clone, Copy, Debug)]
     pub struct Proof(pub(super) ());
 
+    /// Rows of a picture, and of the sums along them.
     struct Rows<'a> {
         src: &'a [u8],
         /// Where each row begins; where there are fewer, the last once more.
