@@ -108,6 +108,7 @@ impl Plan {
             plan.push(axis, first..end.div_ceil(3), byte, unit);
             byte = end;
         }
+        plan.reach = plan.blocks.iter().map(|block| block.reach(unit)).max().unwrap_or(0);
         plan.finished()
     }
 
@@ -147,7 +148,6 @@ impl Plan {
                 })
             }));
         }
-        self.reach = self.reach.max(block.reach(unit));
         self.blocks.push(block);
     }
 }

@@ -10,10 +10,8 @@ use super::plan::{Plan, Unit};
 /// Bytes of the shortest row that comes out: those of a register.
 pub const MIN_ROW: usize = 64;
 
-/// Rows of a picture that are summed along at once: their weights are loaded once.
-const TOGETHER: usize = 4;
-/// Rows that each block sums along before the next one: what is checked for it is checked once.
-const ROWS: usize = 4 * TOGETHER;
+/// Rows of a picture that are summed along at once: weights and shuffles are loaded once for all.
+const ROWS: usize = 4;
 
 /// Instructions that were found.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +105,7 @@ mod x86 {
     //! that all loads are inside.
 
     use super::super::plan::{Block, PADDING, Plan, Unit};
-    use super::{MIN_ROW, ROWS, TOGETHER};
+    use super::{MIN_ROW, ROWS};
     use std::arch::x86_64::*;
 
     /// That this processor has the instructions.
@@ -125,8 +123,6 @@ mod x86 {
         /// Where each row of sums begins.
         outs: [usize; ROWS],
         out_len: usize,
-        /// How many times [`TOGETHER`] rows there are.
-        turns: usize,
     }
 
     impl<'a> Rows<'a> {
@@ -139,32 +135,22 @@ mod x86 {
             let count = dst.len() / out_len;
             assert!(count <= ROWS && (count - 1) * in_len + reach <= src.len());
             let starts = |len| std::array::from_fn(|row| row.min(count - 1) * len);
-            let turns = count.div_ceil(TOGETHER);
-            Rows { src, starts: starts(in_len), reach, dst, outs: starts(out_len), out_len, turns }
+            Rows { src, starts: starts(in_len), reach, dst, outs: starts(out_len), out_len }
         }
 
-        /// The words of a block, of which a register may be read from the beginning of each on.
+        /// Where the windows of a block begin in each row: those of all its groups may be read.
         #[inline(always)]
-        fn words(&self, plan: &Plan, block: &Block) -> *const u32 {
-            let count = block.groups * block.digits * block.samples + PADDING;
-            plan.words[block.words..][..count].as_ptr()
-        }
-
-        /// Where the windows of a block begin in the rows of a turn: those of all its groups may be read.
-        #[inline(always)]
-        fn windows(&self, block: &Block, unit: Unit, turn: usize) -> [*const u8; TOGETHER] {
+        fn windows(&self, block: &Block, unit: Unit) -> [*const u8; ROWS] {
             assert!(block.reach(unit) <= self.reach);
-            let starts = self.starts.as_chunks().0[turn];
-            starts.map(|start| self.src.as_ptr().wrapping_add(start + 3 * block.start))
+            self.starts.map(|start| self.src.as_ptr().wrapping_add(start + 3 * block.start))
         }
 
-        /// Stores sums of the rows of a turn, also those behind the block: the next one overwrites them.
+        /// Stores sums of each row, also those behind the block: the next one overwrites them.
         #[inline(always)]
-        fn put<const N: usize>(&mut self, block: &Block, turn: usize, sums: [[u8; N]; TOGETHER]) {
+        fn put<const N: usize>(&mut self, block: &Block, sums: [[u8; N]; ROWS]) {
             assert!(block.first_byte <= self.out_len);
             let room = self.out_len - block.first_byte;
-            let starts: [usize; TOGETHER] = self.outs.as_chunks().0[turn];
-            for (start, sums) in starts.iter().zip(&sums) {
+            for (start, sums) in self.outs.iter().zip(&sums) {
                 let at = start + block.first_byte;
                 if room < N {
                     self.dst[at..at + room].copy_from_slice(&sums[..room]);
@@ -174,6 +160,13 @@ mod x86 {
                 }
             }
         }
+    }
+
+    /// The words of `D` digits of a block, of which a register may be read from the beginning of each on.
+    #[inline(always)]
+    fn words<const D: usize>(plan: &Plan, block: &Block) -> *const u32 {
+        let count = block.groups * D * block.samples + PADDING;
+        plan.words[block.words..][..count].as_ptr()
     }
 
     /// The end of a picture with zeros behind it.
@@ -352,34 +345,32 @@ mod x86 {
             let (shuffle, samples) =
                 unsafe { (load(shuffle.as_ptr()), _mm_loadu_si128(samples.as_ptr().cast())) };
             let samples = _mm512_cvtepu8_epi32(samples);
-            let words = rows.words(plan, block);
-            for turn in 0..rows.turns {
-                let windows = rows.windows(block, UNIT, turn);
-                let mut sums = [[zero(); D]; TOGETHER];
-                for group in 0..block.groups {
-                    let words: [Bytes; D] = std::array::from_fn(|digit| {
-                        let at = (group * D + digit) * block.samples;
-                        // SAFETY: `words` saw to it.
-                        let near = unsafe { load(words.add(at).cast()) };
-                        _mm512_permutexvar_epi32(samples, near)
-                    });
-                    for (window, sums) in windows.iter().zip(&mut sums) {
-                        // SAFETY: `windows` saw to it.
-                        let pixels = unsafe { load(window.add(group * UNIT.taps * 3)) };
-                        add(sums, _mm512_permutexvar_epi8(shuffle, pixels), &words);
-                    }
-                }
-                let bytes = sums.each_ref().map(|sums| {
-                    let sums = _mm512_max_epi32(rounded(sums, block.shift), zero());
-                    let mut bytes = [0; 16];
-                    // SAFETY: the array is as long as the register; no alignment is asked for.
-                    unsafe {
-                        _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtusepi32_epi8(sums))
-                    };
-                    bytes
+            let words = words::<D>(plan, block);
+            let windows = rows.windows(block, UNIT);
+            let mut sums = [[zero(); D]; ROWS];
+            for group in 0..block.groups {
+                let words: [Bytes; D] = std::array::from_fn(|digit| {
+                    let at = (group * D + digit) * block.samples;
+                    // SAFETY: `words` saw to it.
+                    let near = unsafe { load(words.add(at).cast()) };
+                    _mm512_permutexvar_epi32(samples, near)
                 });
-                rows.put(block, turn, bytes);
+                for (window, sums) in windows.iter().zip(&mut sums) {
+                    // SAFETY: `windows` saw to it.
+                    let pixels = unsafe { load(window.add(group * UNIT.taps * 3)) };
+                    add(sums, _mm512_permutexvar_epi8(shuffle, pixels), &words);
+                }
             }
+            let bytes = sums.each_ref().map(|sums| {
+                let sums = _mm512_max_epi32(rounded(sums, block.shift), zero());
+                let mut bytes = [0; 16];
+                // SAFETY: the array is as long as the register; no alignment is asked for.
+                unsafe {
+                    _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtusepi32_epi8(sums))
+                };
+                bytes
+            });
+            rows.put(block, bytes);
         }
     }
 
@@ -482,40 +473,37 @@ mod x86 {
             let shuffle = _mm256_broadcastsi128_si256(unsafe { load_half(shuffle.as_ptr()) });
             let samples: &[u8; 4] = plan.samples[i * UNIT.lanes..].first_chunk().unwrap();
             let samples = _mm256_cvtepu8_epi32(_mm_set1_epi32(i32::from_le_bytes(*samples)));
-            let words = rows.words(plan, block);
-            for turn in 0..rows.turns {
-                let windows = rows.windows(block, UNIT, turn);
-                let (pairs, _) = windows.as_chunks::<2>();
-                let mut sums = [[zero(); D]; TOGETHER / 2];
-                for group in 0..block.groups {
-                    let words: [Bytes; D] = std::array::from_fn(|digit| {
-                        let at = (group * D + digit) * block.samples;
-                        // SAFETY: `words` saw to it.
-                        let near = unsafe { load(words.add(at).cast()) };
-                        _mm256_permutevar8x32_epi32(near, samples)
-                    });
-                    for (pair, sums) in pairs.iter().zip(&mut sums) {
-                        // SAFETY: `windows` saw to it.
-                        let load =
-                            |at: *const u8| unsafe { load_half(at.add(group * UNIT.taps * 3)) };
-                        let pixels = _mm256_set_m128i(load(pair[1]), load(pair[0]));
-                        add(sums, _mm256_shuffle_epi8(pixels, shuffle), &words);
-                    }
+            let words = words::<D>(plan, block);
+            let windows = rows.windows(block, UNIT);
+            let (pairs, _) = windows.as_chunks::<2>();
+            let mut sums = [[zero(); D]; ROWS / 2];
+            for group in 0..block.groups {
+                let words: [Bytes; D] = std::array::from_fn(|digit| {
+                    let at = (group * D + digit) * block.samples;
+                    // SAFETY: `words` saw to it.
+                    let near = unsafe { load(words.add(at).cast()) };
+                    _mm256_permutevar8x32_epi32(near, samples)
+                });
+                for (pair, sums) in pairs.iter().zip(&mut sums) {
+                    // SAFETY: `windows` saw to it.
+                    let load = |at: *const u8| unsafe { load_half(at.add(group * UNIT.taps * 3)) };
+                    let pixels = _mm256_set_m128i(load(pair[1]), load(pair[0]));
+                    add(sums, _mm256_shuffle_epi8(pixels, shuffle), &words);
                 }
-                // Rows 0 and 2 in the lower half, 1 and 3 in the upper.
-                let [low, high] = sums.each_ref().map(|sums| rounded(sums, block.shift));
-                let packed = _mm256_packs_epi32(low, high);
-                let packed = _mm256_packus_epi16(packed, packed);
-                let even = _mm256_castsi256_si128(packed);
-                let odd = _mm256_extracti128_si256::<1>(packed);
-                let sums = [
-                    _mm_cvtsi128_si32(even),
-                    _mm_cvtsi128_si32(odd),
-                    _mm_extract_epi32::<1>(even),
-                    _mm_extract_epi32::<1>(odd),
-                ];
-                rows.put(block, turn, sums.map(i32::to_le_bytes));
             }
+            // Rows 0 and 2 in the lower half, 1 and 3 in the upper.
+            let [low, high] = sums.each_ref().map(|sums| rounded(sums, block.shift));
+            let packed = _mm256_packs_epi32(low, high);
+            let packed = _mm256_packus_epi16(packed, packed);
+            let even = _mm256_castsi256_si128(packed);
+            let odd = _mm256_extracti128_si256::<1>(packed);
+            let sums = [
+                _mm_cvtsi128_si32(even),
+                _mm_cvtsi128_si32(odd),
+                _mm_extract_epi32::<1>(even),
+                _mm_extract_epi32::<1>(odd),
+            ];
+            rows.put(block, sums.map(i32::to_le_bytes));
         }
     }
 }
